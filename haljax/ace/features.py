@@ -1,0 +1,224 @@
+"""Values of the basis functions and their derivatives, from neighbour vectors in the dense (N, K) layout.
+
+Everything is a function of ``d`` (N, K, 3), the vectors to the neighbours in Å, of the centre species
+``z_i`` (N,) and of the neighbour species ``z_j`` (N, K). Empty slots carry species -1 and a vector longer
+than the cutoff, so they contribute nothing and have no gradient.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haljax.ace.basis import P_ENVELOPE, ACEBasis
+from haljax.ace.core import switched_zbl
+from haljax.ace.harmonics import real_harmonics
+from haljax.ace.radial import agnesi, polynomials, smooth_step
+
+
+def _of_pair(table: np.ndarray, z_i: jax.Array, z_j: jax.Array, dtype) -> jax.Array:
+    """A (Z, Z) table looked up for every neighbour, (N, K); a constant when there is one element."""
+    if table.size == 1:
+        return jnp.full(z_j.shape, table[0, 0], dtype)
+    return jnp.asarray(table, dtype)[jnp.maximum(z_i, 0)[:, None], jnp.maximum(z_j, 0)]
+
+
+def _distance(d: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.sum(d * d, axis=-1))
+
+
+def _by_species(z: jax.Array, n_species: int, dtype) -> jax.Array:
+    """(..., Z) indicator of the species; all zero for empty slots."""
+    return (z[..., None] == jnp.arange(n_species, dtype=z.dtype).reshape((1,) * z.ndim + (-1,))).astype(dtype)
+
+
+def pair_functions(basis: ACEBasis, r: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
+    """Radial functions of the pair terms at distances ``r`` (N, K) Å -> (N, K, max_degree).
+
+    Discrete Legendre polynomials of the Agnesi(1, 3) distance under the envelope
+    s^-2 - s_c^-2 + 2 s_c^-3 (s - s_c), s = r / r0 (ACE1x), brought to zero inside the repulsive core.
+    """
+    r0 = _of_pair(basis.bond_lengths, z_i, z_j, r.dtype)
+    r_in, r_out = (_of_pair(radius, z_i, z_j, r.dtype) for radius in basis.core_radii)
+    s, s_cut = r / r0, basis.cutoff / r0
+    x_cut = agnesi(s_cut, 1, 3)
+    t = 2 * (agnesi(s, 1, 3) - x_cut) / (1 - x_cut) - 1
+    safe = jnp.maximum(s, r_in / r0 / 2)  # the envelope's pole lies where the switch is zero
+    envelope = safe**-2 - s_cut**-2 + 2 * s_cut**-3 * (safe - s_cut)
+    weight = jnp.where(r < basis.cutoff, envelope * smooth_step(r, r_in, r_out), 0.0)
+    return polynomials(t, basis.max_degree, 0, 0) * weight[..., None]
+
+
+def radial_functions(basis: ACEBasis, r: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
+    """Radial functions R_n of the many-body terms, (N, K, n_max); zero beyond the cutoff and inside the core."""
+    r0 = _of_pair(basis.bond_lengths, z_i, z_j, r.dtype)
+    r_in = _of_pair(basis.core_radii[0], z_i, z_j, r.dtype)
+    x_cut = agnesi((basis.cutoff - r_in) / (r0 - r_in), 2, 4)
+    x = agnesi((r - r_in) / (r0 - r_in), 2, 4)
+    t = 1 - 2 * (x - x_cut) / (1 - x_cut)
+    return polynomials(t, basis.tables.n_of_l[0], P_ENVELOPE, P_ENVELOPE)
+
+
+def density(basis: ACEBasis, radial: jax.Array, angular: list[jax.Array], one_hot: jax.Array) -> jax.Array:
+    """Atomic basis A_znlm(i) = sum_j delta(z, z_j) R_n(r_ij) Y_lm(r_ij), feature-major (n_channels, N)."""
+    n_atoms = radial.shape[0]
+    by_species = [radial * one_hot[..., z : z + 1] for z in range(basis.n_species)] if basis.n_species > 1 else [radial]
+    blocks = []
+    for degree, count in enumerate(basis.tables.n_of_l):
+        stacked = jnp.concatenate([block[..., :count] for block in by_species], axis=-1)
+        block = jnp.einsum("ikn,ikm->inm", stacked, angular[degree])
+        blocks.append(block.reshape(n_atoms, -1))
+    return jnp.concatenate(blocks, axis=-1).T
+
+
+def monomials(basis: ACEBasis, a: jax.Array) -> list[jax.Array]:
+    """Products of the atomic basis, one (n, N) array a level: the l = 0 singles, then order 2, 3, ..."""
+    tables = basis.tables
+    levels = [a[: basis.n_species * tables.n_of_l[0]]]
+    below = a
+    for parents, factors in tables.levels:
+        below = below[parents] * a[factors]
+        levels.append(below)
+    return levels
+
+
+def couple(basis: ACEBasis, sums: jax.Array) -> jax.Array:
+    """Rotation invariants from monomials: (n_monomials, ...) -> (n_functions of one centre, ...)."""
+    tables = basis.tables
+    weights = jnp.asarray(tables.weights, sums.dtype).reshape((-1,) + (1,) * (sums.ndim - 1))
+    return jax.ops.segment_sum(
+        weights * sums[tables.columns],
+        tables.rows,
+        num_segments=len(basis._many_body),
+        indices_are_sorted=True,
+    )
+
+
+def descriptor(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
+    """Basis functions summed over the atoms of a structure, D (M,), so that E = c . D."""
+    tables, dtype = basis.tables, d.dtype
+    r = _distance(d)
+    centre, neighbour = _by_species(z_i, basis.n_species, dtype), _by_species(z_j, basis.n_species, dtype)
+    pair = _pair_sums(basis, pair_functions(basis, r, z_i, z_j), centre, neighbour)
+    if not tables.levels:
+        return pair
+    radial = radial_functions(basis, r, z_i, z_j)
+    a = density(basis, radial, real_harmonics(d / r[..., None], tables.l_max), neighbour)
+    sums = jnp.concatenate([level @ centre for level in monomials(basis, a)])
+    return jnp.concatenate([pair, couple(basis, sums).T.reshape(-1)])
+
+
+def _pair_sums(basis: ACEBasis, functions: jax.Array, centre: jax.Array, neighbour: jax.Array) -> jax.Array:
+    """Half the sum over ordered neighbours, one block an unordered element pair."""
+    ordered = jnp.einsum("iz,iky,ikn->zyn", centre, neighbour, functions, optimize=True)
+    return jnp.concatenate(
+        [0.5 * (ordered[a, b] + ordered[b, a]) if a != b else 0.5 * ordered[a, a] for a, b in basis.pairs]
+    )
+
+
+def core_energy(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
+    """Energy of the fixed repulsive core, eV."""
+    dtype = d.dtype
+    numbers = jnp.asarray(basis.numbers, dtype)
+    r_in, r_out = (_of_pair(radius, z_i, z_j, dtype) for radius in basis.core_radii)
+    energy = switched_zbl(
+        _distance(d), numbers[jnp.maximum(z_i, 0)][:, None], numbers[jnp.maximum(z_j, 0)], r_in, r_out
+    )
+    return 0.5 * jnp.sum(jnp.where(z_j >= 0, energy, 0.0))
+
+
+def descriptor_gradient(
+    basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array, index: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Descriptor with its derivatives, the rows of a design matrix.
+
+    Forward mode along every neighbour vector: a neighbour enters the density of one atom alone, so K x 3
+    tangents an atom give the whole Jacobian, atom by atom, with no reverse pass per function.
+
+    Args:
+        index: (N, K) index of each neighbour, -1 where empty.
+
+    Returns:
+        D (M,); dD/dR (N, 3, M) in 1/Å; the strain derivative dD/d(strain) (3, 3, M), row index the
+        component that is displaced, column index the component it is proportional to.
+    """
+    tables, dtype = basis.tables, d.dtype
+    n_atoms, capacity = z_j.shape
+    n_species = basis.n_species
+    neighbour = _by_species(z_j, n_species, dtype)
+    index = jnp.maximum(index, 0)  # empty slots add zeros to atom 0
+
+    def along_axes(function):
+        """Value and its derivative along x, y, z of the neighbour vectors, (3, N, K, ...)."""
+        value = function(d)
+        axes = [jnp.broadcast_to(e, d.shape) for e in jnp.eye(3, dtype=dtype).reshape(3, 1, 1, 3)]
+        return value, jnp.stack([jax.jvp(function, (d,), (axis,))[1] for axis in axes])
+
+    value, slope = along_axes(lambda v: pair_functions(basis, _distance(v), z_i, z_j))
+    pair = _pair_sums(basis, value, _by_species(z_i, n_species, dtype), neighbour)
+    block_of = np.zeros((n_species, n_species), np.int32)
+    for block, (a, b) in enumerate(basis.pairs):
+        block_of[a, b] = block_of[b, a] = block
+    block = jnp.asarray(block_of)[jnp.maximum(z_i, 0)[:, None], jnp.maximum(z_j, 0)]
+    slope = 0.5 * jnp.moveaxis(slope, 0, 2)  # (N, K, 3, P)
+    centre_index = jnp.broadcast_to(jnp.arange(n_atoms)[:, None], index.shape)
+    forces = jnp.zeros((n_atoms, 3, len(basis.pairs), basis.max_degree), dtype)
+    forces = forces.at[index, :, block].add(slope).at[centre_index, :, block].add(-slope)
+    strain = jnp.zeros((3, 3, len(basis.pairs), basis.max_degree), dtype)
+    strain = strain.at[:, :, block].add(jnp.einsum("ikap,ikb->abikp", slope, d))
+    pair_forces, pair_strain = forces.reshape(n_atoms, 3, -1), strain.reshape(3, 3, -1)
+    if not tables.levels:
+        return pair, pair_forces, pair_strain
+
+    def summands(v):
+        """phi_nlm of one species, (N, K, channels of one species)."""
+        r = _distance(v)
+        radial = radial_functions(basis, r, z_i, z_j)
+        angular = real_harmonics(v / r[..., None], tables.l_max)
+        return jnp.concatenate(
+            [
+                (radial[..., :count, None] * angular[degree][..., None, :]).reshape(*r.shape, -1)
+                for degree, count in enumerate(tables.n_of_l)
+            ],
+            axis=-1,
+        )
+
+    phi, phi_slope = along_axes(summands)
+    # Channel order is (l, species, n, m): species goes between l and n.
+    sizes = np.array([count * (2 * degree + 1) for degree, count in enumerate(tables.n_of_l)])
+    splits = np.cumsum(sizes)[:-1]
+
+    def spread(values, one_hot):
+        """(..., T, channels of one species), (..., T, Z) -> (n_channels, ..., T), zero in other species."""
+        parts = [
+            (part[..., None, :] * one_hot[..., :, None]).reshape(*part.shape[:-1], -1)
+            for part in jnp.split(values, splits, axis=-1)
+        ]
+        return jnp.moveaxis(jnp.concatenate(parts, axis=-1), -1, 0)
+
+    def one_atom(carry, atom):
+        forces, strain, sums = carry
+        phi_i, slope_i, hot_i, d_i, z, j, i = atom
+        a = jnp.sum(spread(phi_i, hot_i), axis=1)
+        levels, push = jax.linearize(lambda a: jnp.concatenate(monomials(basis, a)), a)
+        tangents = spread(slope_i, jnp.broadcast_to(hot_i, (3, *hot_i.shape)))  # (n_channels, 3, K)
+        rows = couple(basis, jax.vmap(push, in_axes=1, out_axes=1)(tangents.reshape(len(a), -1)))
+        rows = rows.reshape(-1, 3, capacity).transpose(2, 1, 0)  # (K, 3, functions)
+        forces = forces.at[z, j].add(rows).at[z, i].add(-jnp.sum(rows, axis=0))
+        strain = strain.at[z].add(jnp.einsum("kaf,kb->abf", rows, d_i))
+        return (forces, strain, sums.at[:, z].add(levels)), None
+
+    n_functions = len(basis._many_body)
+    start = (
+        jnp.zeros((n_species, n_atoms, 3, n_functions), dtype),
+        jnp.zeros((n_species, 3, 3, n_functions), dtype),
+        jnp.zeros((basis.n_monomials, n_species), dtype),
+    )
+    atoms = (phi, jnp.moveaxis(phi_slope, 0, 1), neighbour, d, z_i, index, jnp.arange(n_atoms))
+    (forces, strain, sums), _ = jax.lax.scan(one_atom, start, atoms)
+    return (
+        jnp.concatenate([pair, couple(basis, sums).T.reshape(-1)]),
+        jnp.concatenate([pair_forces, jnp.moveaxis(forces, 0, 2).reshape(n_atoms, 3, -1)], axis=-1),
+        jnp.concatenate([pair_strain, jnp.moveaxis(strain, 0, 2).reshape(3, 3, -1)], axis=-1),
+    )
