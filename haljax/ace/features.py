@@ -16,6 +16,8 @@ from haljax.ace.core import switched_zbl
 from haljax.ace.harmonics import real_harmonics
 from haljax.ace.radial import agnesi, polynomials, smooth_step
 
+_HIGHEST = jax.lax.Precision.HIGHEST  # else a GPU may multiply float32 as TF32
+
 
 def _of_pair(table: np.ndarray, z_i: jax.Array, z_j: jax.Array, dtype) -> jax.Array:
     """A (Z, Z) table looked up for every neighbour, (N, K); a constant when there is one element."""
@@ -67,7 +69,7 @@ def density(basis: ACEBasis, radial: jax.Array, angular: list[jax.Array], one_ho
     blocks = []
     for degree, count in enumerate(basis.tables.n_of_l):
         stacked = jnp.concatenate([block[..., :count] for block in by_species], axis=-1)
-        block = jnp.einsum("ikn,ikm->inm", stacked, angular[degree])
+        block = jnp.einsum("ikn,ikm->inm", stacked, angular[degree], precision=_HIGHEST)
         blocks.append(block.reshape(n_atoms, -1))
     return jnp.concatenate(blocks, axis=-1).T
 
@@ -105,13 +107,13 @@ def descriptor(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array) ->
         return pair
     radial = radial_functions(basis, r, z_i, z_j)
     a = density(basis, radial, real_harmonics(d / r[..., None], tables.l_max), neighbour)
-    sums = jnp.concatenate([level @ centre for level in monomials(basis, a)])
+    sums = jnp.concatenate([jnp.matmul(level, centre, precision=_HIGHEST) for level in monomials(basis, a)])
     return jnp.concatenate([pair, couple(basis, sums).T.reshape(-1)])
 
 
 def _pair_sums(basis: ACEBasis, functions: jax.Array, centre: jax.Array, neighbour: jax.Array) -> jax.Array:
     """Half the sum over ordered neighbours, one block an unordered element pair."""
-    ordered = jnp.einsum("iz,iky,ikn->zyn", centre, neighbour, functions, optimize=True)
+    ordered = jnp.einsum("iz,iky,ikn->zyn", centre, neighbour, functions, precision=_HIGHEST)
     return jnp.concatenate(
         [0.5 * (ordered[a, b] + ordered[b, a]) if a != b else 0.5 * ordered[a, a] for a, b in basis.pairs]
     )
@@ -143,82 +145,81 @@ def descriptor_gradient(
         D (M,); dD/dR (N, 3, M) in 1/Å; the strain derivative dD/d(strain) (3, 3, M), row index the
         component that is displaced, column index the component it is proportional to.
     """
-    tables, dtype = basis.tables, d.dtype
+    tables, dtype, n_species = basis.tables, d.dtype, basis.n_species
     n_atoms, capacity = z_j.shape
-    n_species = basis.n_species
     neighbour = _by_species(z_j, n_species, dtype)
     index = jnp.maximum(index, 0)  # empty slots add zeros to atom 0
-
-    def along_axes(function):
-        """Value and its derivative along x, y, z of the neighbour vectors, (3, N, K, ...)."""
-        value = function(d)
-        axes = [jnp.broadcast_to(e, d.shape) for e in jnp.eye(3, dtype=dtype).reshape(3, 1, 1, 3)]
-        return value, jnp.stack([jax.jvp(function, (d,), (axis,))[1] for axis in axes])
-
-    value, slope = along_axes(lambda v: pair_functions(basis, _distance(v), z_i, z_j))
-    pair = _pair_sums(basis, value, _by_species(z_i, n_species, dtype), neighbour)
     block_of = np.zeros((n_species, n_species), np.int32)
-    for block, (a, b) in enumerate(basis.pairs):
-        block_of[a, b] = block_of[b, a] = block
-    block = jnp.asarray(block_of)[jnp.maximum(z_i, 0)[:, None], jnp.maximum(z_j, 0)]
-    slope = 0.5 * jnp.moveaxis(slope, 0, 2)  # (N, K, 3, P)
-    centre_index = jnp.broadcast_to(jnp.arange(n_atoms)[:, None], index.shape)
-    forces = jnp.zeros((n_atoms, 3, len(basis.pairs), basis.max_degree), dtype)
-    forces = forces.at[index, :, block].add(slope).at[centre_index, :, block].add(-slope)
-    strain = jnp.zeros((3, 3, len(basis.pairs), basis.max_degree), dtype)
-    strain = strain.at[:, :, block].add(jnp.einsum("ikap,ikb->abikp", slope, d))
-    pair_forces, pair_strain = forces.reshape(n_atoms, 3, -1), strain.reshape(3, 3, -1)
-    if not tables.levels:
-        return pair, pair_forces, pair_strain
-
-    def summands(v):
-        """phi_nlm of one species, (N, K, channels of one species)."""
-        r = _distance(v)
-        radial = radial_functions(basis, r, z_i, z_j)
-        angular = real_harmonics(v / r[..., None], tables.l_max)
-        return jnp.concatenate(
-            [
-                (radial[..., :count, None] * angular[degree][..., None, :]).reshape(*r.shape, -1)
-                for degree, count in enumerate(tables.n_of_l)
-            ],
-            axis=-1,
-        )
-
-    phi, phi_slope = along_axes(summands)
+    for number, (a, b) in enumerate(basis.pairs):
+        block_of[a, b] = block_of[b, a] = number
     # Channel order is (l, species, n, m): species goes between l and n.
-    sizes = np.array([count * (2 * degree + 1) for degree, count in enumerate(tables.n_of_l)])
-    splits = np.cumsum(sizes)[:-1]
+    splits = np.cumsum([count * (2 * degree + 1) for degree, count in enumerate(tables.n_of_l)])[:-1]
 
-    def spread(values, one_hot):
-        """(..., T, channels of one species), (..., T, Z) -> (n_channels, ..., T), zero in other species."""
-        parts = [
-            (part[..., None, :] * one_hot[..., :, None]).reshape(*part.shape[:-1], -1)
-            for part in jnp.split(values, splits, axis=-1)
+    def summands(v, z, neighbours):
+        """Pair functions (K, P) and phi_nlm without the species factor (K, n l m) of one atom."""
+        r = _distance(v)
+        z, neighbours = z[None], neighbours[None]
+        radial = radial_functions(basis, r[None], z, neighbours)[0]
+        angular = real_harmonics(v / r[:, None], tables.l_max)
+        phi = [
+            (radial[:, :count, None] * angular[degree][:, None, :]).reshape(capacity, -1)
+            for degree, count in enumerate(tables.n_of_l)
         ]
-        return jnp.moveaxis(jnp.concatenate(parts, axis=-1), -1, 0)
+        return pair_functions(basis, r[None], z, neighbours)[0], jnp.concatenate(phi, axis=-1)
+
+    def spread(phi, one_hot):
+        """(K, n l m), (K, Z) -> (n_channels, K), zero in the channels of other species."""
+        parts = [
+            (part[:, None, :] * one_hot[:, :, None]).reshape(capacity, -1) for part in jnp.split(phi, splits, axis=-1)
+        ]
+        return jnp.concatenate(parts, axis=-1).T
+
+    def work(carry, atom):
+        pair_forces, pair_strain, pair, forces, strain, sums = carry
+        v, z, neighbours, hot, j, i = atom
+        (pair_i, phi), push = jax.linearize(lambda v: summands(v, z, neighbours), v)
+        axes = jnp.broadcast_to(jnp.eye(3, dtype=dtype)[:, None, :], (3, capacity, 3))
+        pair_slope, phi_slope = jax.vmap(push)(axes)  # along x, y, z of every neighbour vector
+
+        slope = 0.5 * jnp.moveaxis(pair_slope, 0, 1)  # (K, 3, P); half: both directions of a pair are listed
+        block = jnp.asarray(block_of)[z, jnp.maximum(neighbours, 0)]
+        pair = pair.at[block].add(0.5 * pair_i)
+        pair_forces = pair_forces.at[block, j].add(slope).at[block, i].add(-slope)
+        pair_strain = pair_strain.at[block].add(slope[:, :, None, :] * v[:, None, :, None])
+
+        if tables.levels:
+            a = jnp.sum(spread(phi, hot), axis=1)
+            levels, push = jax.linearize(lambda a: jnp.concatenate(monomials(basis, a)), a)
+            tangents = jax.vmap(spread, in_axes=(0, None), out_axes=1)(phi_slope, hot).reshape(len(a), -1)
+            rows = couple(basis, jax.vmap(push, in_axes=1, out_axes=1)(tangents))
+            rows = rows.reshape(-1, 3, capacity).transpose(2, 1, 0)  # (K, 3, functions)
+            forces = forces.at[z, j].add(rows).at[z, i].add(-jnp.sum(rows, axis=0))
+            strain = strain.at[z].add(jnp.einsum("kaf,kb->abf", rows, v))
+            sums = sums.at[:, z].add(levels)
+        return pair_forces, pair_strain, pair, forces, strain, sums
 
     def one_atom(carry, atom):
-        forces, strain, sums = carry
-        phi_i, slope_i, hot_i, d_i, z, j, i = atom
-        a = jnp.sum(spread(phi_i, hot_i), axis=1)
-        levels, push = jax.linearize(lambda a: jnp.concatenate(monomials(basis, a)), a)
-        tangents = spread(slope_i, jnp.broadcast_to(hot_i, (3, *hot_i.shape)))  # (n_channels, 3, K)
-        rows = couple(basis, jax.vmap(push, in_axes=1, out_axes=1)(tangents.reshape(len(a), -1)))
-        rows = rows.reshape(-1, 3, capacity).transpose(2, 1, 0)  # (K, 3, functions)
-        forces = forces.at[z, j].add(rows).at[z, i].add(-jnp.sum(rows, axis=0))
-        strain = strain.at[z].add(jnp.einsum("kaf,kb->abf", rows, d_i))
-        return (forces, strain, sums.at[:, z].add(levels)), None
+        # A cond inside a scan is a branch, so that padded atoms cost nothing.
+        return jax.lax.cond(atom[1] >= 0, lambda: work(carry, atom), lambda: carry), None
 
-    n_functions = len(basis._many_body)
+    def zeros(*shape):
+        return jnp.zeros(shape, dtype)
+
+    n_blocks, n_radial, n_functions = len(basis.pairs), basis.max_degree, len(basis._many_body)
     start = (
-        jnp.zeros((n_species, n_atoms, 3, n_functions), dtype),
-        jnp.zeros((n_species, 3, 3, n_functions), dtype),
-        jnp.zeros((basis.n_monomials, n_species), dtype),
+        zeros(n_blocks, n_atoms, 3, n_radial),
+        zeros(n_blocks, 3, 3, n_radial),
+        zeros(n_blocks, n_radial),
+        zeros(n_species, n_atoms, 3, n_functions),
+        zeros(n_species, 3, 3, n_functions),
+        zeros(basis.n_monomials, n_species),
     )
-    atoms = (phi, jnp.moveaxis(phi_slope, 0, 1), neighbour, d, z_i, index, jnp.arange(n_atoms))
-    (forces, strain, sums), _ = jax.lax.scan(one_atom, start, atoms)
-    return (
-        jnp.concatenate([pair, couple(basis, sums).T.reshape(-1)]),
-        jnp.concatenate([pair_forces, jnp.moveaxis(forces, 0, 2).reshape(n_atoms, 3, -1)], axis=-1),
-        jnp.concatenate([pair_strain, jnp.moveaxis(strain, 0, 2).reshape(3, 3, -1)], axis=-1),
-    )
+    atoms = (d, z_i, z_j, neighbour, index, jnp.arange(n_atoms))
+    (pair_forces, pair_strain, pair, forces, strain, sums), _ = jax.lax.scan(one_atom, start, atoms)
+
+    def joined(pair_part, many_part):
+        """(blocks, ..., P) and (Z, ..., functions) -> (..., M)."""
+        parts = [jnp.moveaxis(part, 0, -2).reshape(*part.shape[1:-1], -1) for part in (pair_part, many_part)]
+        return jnp.concatenate(parts, axis=-1)
+
+    return joined(pair, couple(basis, sums).T), joined(pair_forces, forces), joined(pair_strain, strain)

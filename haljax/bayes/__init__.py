@@ -1,0 +1,27 @@
+"""The linear Gaussian model: compressed data, evidence, posterior, selection, calibration."""
+
+from __future__ import annotations
+
+from haljax.bayes.calibrate import calibration, coverage
+from haljax.bayes.evidence import Info, ard, brr
+from haljax.bayes.posterior import Posterior, committee, posterior, update, variance
+from haljax.bayes.select import select
+from haljax.bayes.statistics import Statistics, absorb, empty, require_x64
+
+__all__ = [
+    "Info",
+    "Posterior",
+    "Statistics",
+    "absorb",
+    "ard",
+    "brr",
+    "calibration",
+    "committee",
+    "coverage",
+    "empty",
+    "posterior",
+    "require_x64",
+    "select",
+    "update",
+    "variance",
+]

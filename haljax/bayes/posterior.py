@@ -1,0 +1,99 @@
+"""The Gaussian posterior of a linear model, at fixed hyperparameters.
+
+``y = Psi c + noise`` with noise precision alpha and prior ``c ~ N(0, diag(1/prior_precision))`` gives ``c ~
+N(mean, Sigma)``, ``Sigma = (alpha Psi^T Psi + diag(prior_precision))^-1``. Sigma is never formed by
+inverting: what is kept is a factor, ``Sigma = factor @ factor.T``, found from orthogonal transformations of
+the data.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from haljax.bayes.statistics import Statistics, count
+
+
+class Posterior(NamedTuple):
+    """Coefficients of M functions: ``c ~ N(mean, factor @ factor.T)``.
+
+    Attributes ---------- mean : (M,) factor : (M, M), any square root of the covariance; triangular or not
+    depends on who made it. noise_precision : () alpha, of the weighted targets: about 1 where rows were
+    weighted by 1/(their true error). prior_precision : (M,) log_evidence : () log p(data | noise_precision,
+    prior_precision), with the hyper-priors' terms where a solver that
+        chose the hyperparameters put them in.
+    """
+
+    mean: jax.Array
+    factor: jax.Array
+    noise_precision: jax.Array
+    prior_precision: jax.Array
+    log_evidence: jax.Array
+
+
+def posterior(
+    stats: Statistics, noise_precision: jax.Array, prior_precision: jax.Array, active: jax.Array | None = None
+) -> Posterior:
+    """The posterior at given noise precision () and prior precision (M,).
+
+    One QR of ``[[sqrt(alpha) R, sqrt(alpha) z], [diag(sqrt(prior_precision)), 0]]``, good for any number of
+    rows and any rank. Functions outside the mask `active` (M,) are taken out of the likelihood: their mean is
+    zero and their variance remains the prior's.
+    """
+    M = stats.z.shape[0]
+    noise_precision = jnp.asarray(noise_precision, stats.R.dtype)
+    R = stats.R if active is None else jnp.where(active[None, :], stats.R, 0)
+    data = jnp.sqrt(noise_precision) * jnp.concatenate([R, stats.z[:, None]], axis=1)
+    prior = jnp.concatenate([jnp.diag(jnp.sqrt(prior_precision)), jnp.zeros((M, 1))], axis=1)
+    r = jnp.linalg.qr(jnp.concatenate([data, prior]), mode="r")
+    factor = jax.scipy.linalg.solve_triangular(r[:M, :M], jnp.eye(M))
+    mean = factor @ r[:M, M]
+    # alpha ||Psi c - y||^2 + ||sqrt(prior_precision) c||^2 at the mean
+    misfit = r[M, M] ** 2 + noise_precision * stats.rss
+    log_evidence = 0.5 * (
+        stats.n * jnp.log(noise_precision / (2 * jnp.pi))
+        + jnp.sum(jnp.log(prior_precision))
+        - 2 * jnp.sum(jnp.log(jnp.abs(jnp.diag(r)[:M])))
+        - misfit
+    )
+    mean = mean if active is None else jnp.where(active, mean, 0)
+    return Posterior(mean, factor, noise_precision, prior_precision, log_evidence)
+
+
+def variance(posterior: Posterior, features: jax.Array) -> jax.Array:
+    """Posterior variance (...) of the model's value at features (..., M), without the noise: ``||factor^T
+    d||^2``.""" return jnp.sum((features @ posterior.factor) ** 2, axis=-1)
+
+
+def committee(key: jax.Array, posterior: Posterior, size: int) -> jax.Array:
+    """`size` draws (size, M) of the coefficients from the posterior."""
+    noise = jax.random.normal(key, (size, posterior.mean.shape[0]), posterior.mean.dtype)
+    return posterior.mean[None, :] + noise @ posterior.factor.T
+
+
+def update(posterior: Posterior, rows: jax.Array, targets: jax.Array) -> Posterior:
+    """The posterior after k more rows (k, M) and targets (k,), weighted as those of the fit; hyperparameters
+    stay.
+
+    Equal to a refit on all data at the same hyperparameters, in O(k M^2) for k < M. With the thin SVD
+    ``sqrt(alpha) rows @ factor = U S V^T`` the covariance becomes ``F (I + V S^2 V^T)^-1 F^T``, so the factor
+    shrinks by (1 + S^2)^-1/2 along V. The evidence gains the new rows' log predictive density. After `ard`,
+    whose pruned functions the data have not informed, give ``rows * info.active[None, :]``, or the new rows
+    alone revive them.
+    """
+    alpha = posterior.noise_precision
+    residual = targets - rows @ posterior.mean
+    u, s, vt = jnp.linalg.svd(jnp.sqrt(alpha) * rows @ posterior.factor, full_matrices=False)
+    shrink = 1 / jnp.sqrt(1 + s**2)
+    along = posterior.factor @ vt.T
+    explained = u.T @ residual
+    misfit = jnp.sum((shrink * explained) ** 2) + jnp.sum((residual - u @ explained) ** 2)
+    n = count(jnp.concatenate([rows, targets[:, None]], axis=1))
+    log_density = 0.5 * (n * jnp.log(alpha / (2 * jnp.pi)) - alpha * misfit) + jnp.sum(jnp.log(shrink))
+    return posterior._replace(
+        mean=posterior.mean + jnp.sqrt(alpha) * along @ (s * shrink**2 * explained),
+        factor=posterior.factor + (along * (shrink - 1)[None, :]) @ vt,
+        log_evidence=posterior.log_evidence + log_density,
+    )

@@ -1,0 +1,67 @@
+"""The data of a linear model, compressed: what a least-squares problem needs to know of its design matrix.
+
+Rows come block by block (a structure's energy, forces and stress), so memory does not grow with the data.
+Blocks are absorbed by orthogonal transformations; the normal equations, which would square the condition
+number, are never formed.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Statistics(NamedTuple):
+    """Weighted data (Psi, y), QR-compressed: ``||Psi c - y||^2 = ||R c - z||^2 + rss`` for every c.
+
+    Attributes
+    ----------
+    R : (M, M) upper triangular; where fewer rows than functions were seen the last rows are zero to rounding.
+    z : (M,) the targets in R's row space.
+    rss : () the squared residual that no coefficients can remove.
+    n : () integer, the number of rows seen.
+    """
+
+    R: jax.Array
+    z: jax.Array
+    rss: jax.Array
+    n: jax.Array
+
+
+def require_x64() -> None:
+    """Raise a RuntimeError unless jax computes in double precision, which the fit of ill-conditioned bases
+    needs.""" if jax.dtypes.canonicalize_dtype("float64") != jnp.float64:
+        raise RuntimeError(
+            "haljax fits in float64, but jax's x64 mode is off: set JAX_ENABLE_X64=1 in the environment, or call "
+            'jax.config.update("jax_enable_x64", True) before the first array is made'
+        )
+
+
+def empty(n_functions: int) -> Statistics:
+    """Statistics of no data for `n_functions` basis functions; RuntimeError where x64 is off."""
+    require_x64()
+    return Statistics(
+        R=jnp.zeros((n_functions, n_functions)), z=jnp.zeros(n_functions), rss=jnp.zeros(()), n=jnp.zeros((), int)
+    )
+
+
+def absorb(stats: Statistics, rows: jax.Array, targets: jax.Array) -> Statistics:
+    """Add weighted rows (n, M) of the design matrix and their weighted targets (n,).
+
+    The QR of ``[[R, z], [0, sqrt(rss)]]`` stacked on ``[rows | targets]`` costs 2 (n + M) M^2 operations, so
+    blocks of M rows or more use it best. Rows that are zero throughout (padding to a fixed shape, weight
+    zero) say nothing and are not counted in n. The rows must be finite: a NaN spoils everything absorbed
+    before; the caller checks.
+    """
+    block = jnp.concatenate([rows, targets[:, None]], axis=1)
+    seen = jnp.concatenate([stats.R, stats.z[:, None]], axis=1)
+    last = jnp.zeros((1, block.shape[1])).at[0, -1].set(jnp.sqrt(stats.rss))
+    r = jnp.linalg.qr(jnp.concatenate([seen, last, block]), mode="r")
+    return Statistics(R=r[:-1, :-1], z=r[:-1, -1], rss=r[-1, -1] ** 2, n=stats.n + count(block))
+
+
+def count(block: jax.Array) -> jax.Array:
+    """The number of rows of a block (n, M + 1) that are not zero throughout."""
+    return jnp.sum(jnp.any(block != 0, axis=1))

@@ -1,0 +1,27 @@
+"""Campaigns: a durable journal, an oracle that labels through any Executor, and rules for stopping.
+
+Knows neither atoms nor lattices: payloads, labels and configs are plain JSON-able data.
+"""
+
+from __future__ import annotations
+
+from haljax.campaign.directory import CampaignExists, CampaignMismatch, open_campaign
+from haljax.campaign.journal import Journal, JournalError, read_journal, write_atomic
+from haljax.campaign.oracle import Oracle, OracleError, Outcome
+from haljax.campaign.stopping import Limits, Progress, why_stop
+
+__all__ = [
+    "CampaignExists",
+    "CampaignMismatch",
+    "Journal",
+    "JournalError",
+    "Limits",
+    "Oracle",
+    "OracleError",
+    "Outcome",
+    "Progress",
+    "open_campaign",
+    "read_journal",
+    "why_stop",
+    "write_atomic",
+]

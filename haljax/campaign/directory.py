@@ -1,0 +1,136 @@
+"""A run directory belongs to one campaign, and a campaign to one config."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+from collections.abc import Collection, Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from haljax.campaign.journal import Journal, JournalError, encode, sync_directory
+
+log = logging.getLogger(__name__)
+
+JOURNAL_NAME = "journal.jsonl"
+_ABSENT = object()
+
+
+class CampaignExists(JournalError):
+    """The run directory holds a campaign already, and resuming it was not asked for."""
+
+
+class CampaignMismatch(JournalError):
+    """The run directory holds a campaign with another config."""
+
+
+def open_campaign(
+    directory: str | os.PathLike[str],
+    config: Mapping[str, Any],
+    *,
+    resume: bool = False,
+    may_change: Collection[str] = (),
+) -> Journal:
+    """Start a campaign in a directory, or resume the one that is there.
+
+    A new journal begins with the record ``{"type": "start", "config", "versions"}``; each resumption appends
+    one of type ``"resume"`` with the same keys.
+
+    Parameters
+    ----------
+    directory
+        Created when missing.
+    config
+        JSON-able; everything that the result depends on.
+    resume
+        Continue what is there. Where nothing is, the campaign simply starts.
+    may_change
+        Dotted keys, or tables of keys, that may differ on resumption, such as stopping limits: ``{"stop"}``.
+
+    Returns
+    -------
+    Journal
+        Open and locked.
+
+    Raises
+    ------
+    CampaignExists
+        There is a campaign, and `resume` is False.
+    CampaignMismatch
+        There is one with another config; the message lists each key that differs.
+    JournalError
+        The journal is in use, damaged or cannot be written.
+    """
+    directory = Path(directory)
+    config = json.loads(encode(config, "the config"))  # as it will come back from the journal
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        sync_directory(directory.parent)
+    except OSError as error:
+        raise JournalError(
+            f"the run directory {directory} cannot be made: {error.strerror}. Choose another."
+        ) from error
+    journal = Journal(directory / JOURNAL_NAME)
+    try:
+        first = next(journal.read(), None)
+        if first is None:
+            if resume:
+                log.info("%s holds no campaign yet: starting one", directory)
+            journal.append({"type": "start", "config": config, "versions": _versions()})
+            return journal
+        if not resume:
+            raise CampaignExists(
+                f"{directory} holds a campaign already: pass --resume (resume=True) to continue it, "
+                "or choose another directory."
+            )
+        if first.get("type") != "start" or "config" not in first:
+            raise JournalError(
+                f"{journal.path} is not a campaign's journal: its first record is not a start. "
+                "Choose another directory."
+            )
+        _compare(directory, first, config, may_change)
+        journal.append({"type": "resume", "config": config, "versions": _versions()})
+        return journal
+    except BaseException:
+        journal.close()
+        raise
+
+
+def _compare(
+    directory: Path, first: Mapping[str, Any], config: Mapping[str, Any], may_change: Collection[str]
+) -> None:
+    free = tuple(f"{key}." for key in may_change)
+    changed = [line for key, line in _differences(first["config"], config) if not f"{key}.".startswith(free)]
+    if changed:
+        raise CampaignMismatch(
+            f"{directory} belongs to a campaign with another config:\n  "
+            + "\n  ".join(changed)
+            + "\nSet these back to resume it, or choose another directory."
+        )
+    versions = [line for _, line in _differences(first.get("versions", {}), _versions())]
+    if versions:
+        log.warning("resuming with other versions than it started with: %s", "; ".join(versions))
+
+
+def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted key and readable line of every leaf that differs."""
+    if isinstance(old, Mapping) and isinstance(new, Mapping):
+        for key in {**old, **new}:
+            inner = f"{path}.{key}" if path else key
+            yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), inner)
+    elif old != new:
+        was, now = ("absent" if value is _ABSENT else json.dumps(value) for value in (old, new))
+        yield path, f"{path}: was {was}, now {now}"
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in ("haljax", "jax", "jaxlib", "jax-md", "numpy", "ase"):
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,1 @@
+"""haljax in other programs."""

@@ -1,0 +1,31 @@
+"""Molecular dynamics of replicas: Langevin steps by jax-md, cell and swap moves, guards."""
+
+from haljax.md.moves import cell_move, swap_move
+from haljax.md.replicas import (
+    MARGIN,
+    Hamiltonian,
+    Replica,
+    advance,
+    kinetic_energy,
+    langevin_step,
+    maxwell_boltzmann,
+    temperature,
+)
+from haljax.md.status import Guards, Status, guard, message
+
+__all__ = [
+    "MARGIN",
+    "Guards",
+    "Hamiltonian",
+    "Replica",
+    "Status",
+    "advance",
+    "cell_move",
+    "guard",
+    "kinetic_energy",
+    "langevin_step",
+    "maxwell_boltzmann",
+    "message",
+    "swap_move",
+    "temperature",
+]

@@ -1,0 +1,75 @@
+"""What has become of a replica, and the guards that stop one before it does harm."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Status(IntEnum):
+    """Why a replica runs no further; RUNNING as long as it does."""
+
+    RUNNING = 0
+    UNCERTAIN = 1
+    FINISHED = 2
+    TOO_CLOSE = 3
+    LARGE_FORCE = 4
+    TOO_HOT = 5
+    NOT_FINITE = 6
+    TOO_FAST = 7
+
+
+_MESSAGES = {
+    Status.RUNNING: "running",
+    Status.UNCERTAIN: "uncertain: the relative force error exceeds the tolerance",
+    Status.FINISHED: "ran its full length",
+    Status.TOO_CLOSE: "two atoms came closer than the shortest distance allowed",
+    Status.LARGE_FORCE: "a force exceeded the largest allowed",
+    Status.TOO_HOT: "the temperature exceeded the highest allowed",
+    Status.NOT_FINITE: "energy or forces are not finite",
+    Status.TOO_FAST: "an atom outran the neighbour list's margin in one step; reduce the time step",
+}
+
+
+def message(status: int) -> str:
+    """A status in words."""
+    return _MESSAGES[Status(status)]
+
+
+class Guards(NamedTuple):
+    """Bounds whose crossing stops a replica.
+
+    Attributes
+    ----------
+    min_distance : Å.
+    max_force : eV/Å, largest norm of an unbiased force.
+    max_temperature : K, instantaneous.
+    """
+
+    min_distance: jax.Array | float
+    max_force: jax.Array | float
+    max_temperature: jax.Array | float
+
+
+def guard(
+    guards: Guards,
+    shortest: jax.Array,
+    largest_force: jax.Array,
+    temperature: jax.Array,
+    finite: jax.Array,
+    too_fast: jax.Array,
+) -> jax.Array:
+    """The status () that the gravest violated guard sets, RUNNING where none is."""
+    status = jnp.asarray(Status.RUNNING, jnp.int32)
+    for violated, code in (
+        (temperature > guards.max_temperature, Status.TOO_HOT),
+        (largest_force > guards.max_force, Status.LARGE_FORCE),
+        (shortest < guards.min_distance, Status.TOO_CLOSE),
+        (too_fast, Status.TOO_FAST),
+        (~finite, Status.NOT_FINITE),
+    ):
+        status = jnp.where(violated, jnp.int32(code), status)
+    return status

@@ -1,0 +1,245 @@
+"""Basis and posterior become energy, uncertainty and biased energy, as pure functions.
+
+With D(x) the summed descriptor, E = E_core + sum_i e0(z_i) + c . D and sigma^2 = D^T Sigma D. The biased energy of
+hyperactive learning is H = E - tau sigma (van der Oord et al., npj Comput Mater 9, 168 (2023),
+doi:10.1038/s41524-023-01104-6); its force is that of a linear model with coefficients c - tau Sigma D / sigma, so it
+costs one forward and one reverse pass, as the unbiased one does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from haljax.ace import ACEBasis, core_energy, descriptor
+from haljax.structures import Neighbours, System, vectors
+
+if TYPE_CHECKING:
+    from haljax.model import Model
+
+SIGMA_FLOOR = 1e-6  # eV; keeps the gradient of sigma finite where the descriptor vanishes
+VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # xx, yy, zz, yz, xz, xy
+
+
+class Parameters(NamedTuple):
+    """The arrays of a fitted model: a pytree to vmap, donate or replace.
+
+    Attributes
+    ----------
+    e0 : (Z,) energy of each isolated element, eV.
+    mean : (M,) coefficients, eV.
+    factor : (M, M) square root of the posterior covariance, Sigma = factor @ factor.T.
+    """
+
+    e0: jax.Array
+    mean: jax.Array
+    factor: jax.Array
+
+
+def parameters_of(model: Model) -> Parameters:
+    """The arrays of a model that its energies depend on."""
+    return Parameters(*map(jnp.asarray, (model.e0, model.posterior.mean, model.posterior.factor)))
+
+
+class Evaluation(NamedTuple):
+    """All first derivatives of one system.
+
+    Attributes
+    ----------
+    energy, sigma : () eV; sigma is the posterior standard deviation of the total energy.
+    forces, sigma_gradient : (N, 3) eV/Å; -dE/dR and d(sigma)/dR.
+    virial, sigma_strain : (6,) eV, Voigt xx, yy, zz, yz, xz, xy; -dE/d(strain) and d(sigma)/d(strain).
+    """
+
+    energy: jax.Array
+    sigma: jax.Array
+    forces: jax.Array
+    sigma_gradient: jax.Array
+    virial: jax.Array
+    sigma_strain: jax.Array
+
+
+def _described(
+    basis: ACEBasis, system: System, neighbours: Neighbours, strain: jax.Array | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """D (M,) and the energy of the repulsive core (); NaN where the neighbour list is incomplete."""
+    d, z_j = vectors(system, neighbours, 2 * basis.cutoff, strain)
+    poison = jnp.where(jnp.asarray(neighbours.overflow) == 0, 1.0, jnp.nan).astype(d.dtype)
+    z_i = jnp.asarray(system.species)
+    return descriptor(basis, d, z_i, z_j) * poison, core_energy(basis, d, z_i, z_j)
+
+
+def _one_body(params: Parameters, species: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(species >= 0, params.e0[jnp.maximum(species, 0)], 0.0))
+
+
+def _sigma(params: Parameters, features: jax.Array) -> jax.Array:
+    # The floor is added to the square, so that reverse mode meets no root of zero.
+    return jnp.sqrt(jnp.sum((features @ params.factor) ** 2) + SIGMA_FLOOR**2)
+
+
+def energy_and_sigma(
+    basis: ACEBasis,
+    params: Parameters,
+    system: System,
+    neighbours: Neighbours,
+    strain: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Total energy and its posterior standard deviation, eV, of one system; vmap over replicas."""
+    features, core = _described(basis, system, neighbours, strain)
+    energy = params.mean @ features + core + _one_body(params, jnp.asarray(system.species))
+    return energy, _sigma(params, features)
+
+
+def biased_force(
+    basis: ACEBasis, params: Parameters, system: System, neighbours: Neighbours, tau: jax.Array
+) -> jax.Array:
+    """-d(E - tau sigma)/dR, (N, 3) eV/Å, in one forward and one reverse pass."""
+
+    def biased(positions: jax.Array) -> jax.Array:
+        energy, sigma = energy_and_sigma(basis, params, system._replace(positions=positions), neighbours)
+        return energy - tau * sigma
+
+    return -jax.grad(biased)(system.positions)
+
+
+def evaluate_system(
+    basis: ACEBasis, params: Parameters, system: System, neighbours: Neighbours
+) -> Evaluation:
+    """Energy, sigma and all their first derivatives: one forward and two reverse passes."""
+
+    def terms(positions: jax.Array, strain: jax.Array):
+        return energy_and_sigma(basis, params, system._replace(positions=positions), neighbours, strain)
+
+    strain = jnp.zeros((3, 3), system.positions.dtype)
+    (energy, sigma), pull = jax.vjp(terms, system.positions, strain)
+    one, zero = jnp.ones_like(energy), jnp.zeros_like(energy)
+    gradient, tension = pull((one, zero))
+    sigma_gradient, sigma_tension = pull((zero, one))
+    return Evaluation(energy, sigma, -gradient, sigma_gradient, -_voigt(tension), _voigt(sigma_tension))
+
+
+def force_deviations(
+    basis: ACEBasis, draws: jax.Array, system: System, neighbours: Neighbours
+) -> jax.Array:
+    """Force deviations (K, N, 3), eV/Å, of coefficient deviations ``draws`` (K, M): one reverse pass a draw."""
+    _, pull = jax.vjp(
+        lambda positions: _described(basis, system._replace(positions=positions), neighbours)[0], system.positions
+    )
+    return -jax.lax.map(lambda draw: pull(draw)[0], draws)
+
+
+def _voigt(tensor: jax.Array) -> jax.Array:
+    symmetric = (tensor + tensor.T) / 2
+    return jnp.stack([symmetric[a, b] for a, b in zip(*VOIGT, strict=True)])
+
+
+class Potential(NamedTuple):
+    """Pure functions in jax-md's calling convention; see `potential`."""
+
+    energy: Callable[..., jax.Array]
+    sigma: Callable[..., jax.Array]
+    biased: Callable[..., jax.Array]
+    neighbours: Callable[..., Neighbours]
+    parameters: Parameters
+    cutoff: float
+
+
+def potential(model: Model) -> Potential:
+    """A model as pure functions of positions, to jit, differentiate, vmap and put into jax-md.
+
+    ``energy(R, box=None, species=None, neighbor=None, perturbation=None, parameters=None)`` and likewise ``sigma``
+    and ``biased(…, tau)``; eV.
+
+    - R (N, 3): positions in Å (real coordinates).
+    - box: lattice vectors in **columns** (jax-md), (3, 3), (3,) or a scalar, Å; None for a molecule.
+    - species (N,): indices into ``model.basis.elements``, -1 for a padded atom; may be left out for one element.
+    - neighbor: what ``neighbours(R, box, species)`` gave (any cell, periodic images included), or a jax-md *dense*
+      list, with which the box must be larger than twice the cutoff. Without one, a molecule takes all its pairs; a
+      periodic system needs a list.
+    - perturbation (3, 3): deformation of all vectors, as ``jax_md.quantity.stress`` passes it.
+    - parameters: a `Parameters` pytree in place of the model's own, for example to vmap over coefficients.
+
+    ``neighbours(R, box=None, species=None, skin=0.0)`` is a list made on the host. An incomplete list gives NaN.
+    """
+    from haljax.structures import neighbour_list
+
+    basis = model.basis
+    own = parameters_of(model)
+
+    def as_system(R, box, species) -> System:
+        R = jnp.asarray(R)
+        if species is None:
+            if basis.n_species > 1:
+                raise ValueError(
+                    f"species is needed: an (N,) array of indices into the basis' elements {basis.elements}"
+                )
+            species = jnp.zeros(R.shape[0], jnp.int32)
+        cell = jnp.eye(3, dtype=R.dtype) if box is None else _columns_to_rows(box, R.dtype)
+        return System(R, jnp.asarray(species), cell, jnp.full(3, box is not None))
+
+    def neighbours(R, box=None, species=None, skin: float = 0.0) -> Neighbours:
+        """Complete neighbour list out to cutoff + skin (Å), on the host."""
+        import numpy as np
+
+        return Neighbours(
+            *map(jnp.asarray, neighbour_list(jax.tree.map(np.asarray, as_system(R, box, species)), basis.cutoff + skin))
+        )
+
+    def terms(R, box=None, species=None, neighbor=None, perturbation=None, parameters=None):
+        params = own if parameters is None else parameters
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.asarray(R).dtype), params)
+        system = as_system(R, box, species)
+        strain = None if perturbation is None else jnp.asarray(perturbation).T - jnp.eye(3, dtype=system.cell.dtype)
+        return energy_and_sigma(basis, params, system, _as_neighbours(basis, system, neighbor, box is None), strain)
+
+    def energy(R, box=None, species=None, neighbor=None, perturbation=None, parameters=None):
+        return terms(R, box, species, neighbor, perturbation, parameters)[0]
+
+    def sigma(R, box=None, species=None, neighbor=None, perturbation=None, parameters=None):
+        return terms(R, box, species, neighbor, perturbation, parameters)[1]
+
+    def biased(R, box=None, species=None, neighbor=None, tau=0.0, perturbation=None, parameters=None):
+        energy, sigma = terms(R, box, species, neighbor, perturbation, parameters)
+        return energy - tau * sigma
+
+    return Potential(energy, sigma, biased, neighbours, own, basis.cutoff)
+
+
+def _columns_to_rows(box: Any, dtype) -> jax.Array:
+    box = jnp.asarray(box, dtype)
+    return box.T if box.ndim == 2 else jnp.diag(jnp.broadcast_to(box, (3,)))
+
+
+def _as_neighbours(basis: ACEBasis, system: System, neighbor: Any, molecule: bool) -> Neighbours:
+    """haljax's own list, all pairs of a molecule, or a dense jax-md list taken at minimum image."""
+    if isinstance(neighbor, Neighbours):
+        return neighbor
+    n = system.positions.shape[0]
+    if neighbor is None:
+        if not molecule:
+            raise ValueError(
+                "a periodic system needs a neighbour list: pass neighbor=potential.neighbours(R, box, species)"
+            )
+        index = jnp.broadcast_to(jnp.arange(n, dtype=jnp.int32)[None, :], (n, n))
+        real = (system.species >= 0)[:, None] & (system.species >= 0)[None, :] & ~jnp.eye(n, dtype=bool)
+        return Neighbours(jnp.where(real, index, -1), jnp.zeros((n, n, 3), jnp.int32), jnp.zeros((), jnp.int32))
+    index = jnp.asarray(neighbor.idx)
+    if index.ndim != 2 or index.shape[0] != n:
+        raise ValueError(
+            f"the jax-md list has idx of shape {index.shape}: build it with partition.neighbor_list(…, "
+            "format=partition.Dense), or pass potential.neighbours(R, box, species)"
+        )
+    index = jnp.where((index < n) & (index != jnp.arange(n)[:, None]), index, -1)
+    shift, complete = jnp.zeros((*index.shape, 3), jnp.int32), jnp.array(True)
+    if not molecule:
+        inverse = jnp.linalg.inv(system.cell)
+        d = system.positions[jnp.maximum(index, 0)] - system.positions[:, None, :]
+        shift = -jnp.round(jnp.einsum("nkc,cs->nks", d, inverse)).astype(jnp.int32)
+        # The minimum image is the only one as long as every height of the box exceeds twice the cutoff.
+        complete = jnp.all(1 / jnp.sqrt(jnp.sum(inverse**2, axis=0)) >= 2 * basis.cutoff)
+    complete = complete & ~jnp.any(jnp.asarray(neighbor.did_buffer_overflow))
+    return Neighbours(index, jax.lax.stop_gradient(shift), jnp.where(complete, 0, -1).astype(jnp.int32))

@@ -1,0 +1,39 @@
+"""ASE Atoms to padded arrays and back, shape buckets, neighbour lists on host and device, labels."""
+
+from __future__ import annotations
+
+from haljax.structures.labels import Labels, labels, with_labels
+from haljax.structures.neighbours import (
+    Neighbours,
+    NeighbourState,
+    build,
+    min_distance,
+    must_rebuild,
+    neighbour_list,
+    neighbour_state,
+    refresh,
+    required_stencil,
+    vectors,
+)
+from haljax.structures.system import System, bucket, from_atoms, stack, to_atoms
+
+__all__ = [
+    "Labels",
+    "NeighbourState",
+    "Neighbours",
+    "System",
+    "bucket",
+    "build",
+    "from_atoms",
+    "labels",
+    "min_distance",
+    "must_rebuild",
+    "neighbour_list",
+    "neighbour_state",
+    "refresh",
+    "required_stencil",
+    "stack",
+    "to_atoms",
+    "vectors",
+    "with_labels",
+]

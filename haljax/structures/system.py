@@ -1,0 +1,130 @@
+"""Structures as padded arrays: ASE Atoms in, ASE Atoms out, and the few shapes that they are padded to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from haljax.structures.pairs import pairs
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+Array = Any  # numpy or JAX
+
+
+class System(NamedTuple):
+    """A structure, padded to N atoms; every leaf may carry leading replica axes.
+
+    Attributes
+    ----------
+    positions : (N, 3) Å; padded atoms sit at the origin. Atoms need not lie inside the cell.
+    species : (N,) int32, index into the basis' tuple of elements, -1 for a padded atom.
+    cell : (3, 3) Å, rows are the lattice vectors (as in ASE), invertible also where an axis is not periodic.
+    pbc : (3,) bool.
+    """
+
+    positions: Array
+    species: Array
+    cell: Array
+    pbc: Array
+
+
+def bucket(n: int, step: int = 8) -> int:
+    """The size >= n to which n is padded: 4, 8, ..., 32, then multiples of `step` that grow by about 1.2.
+
+    Sizes within some 20 % share a shape, so that a campaign over many sizes compiles few programs.
+    """
+    if n <= 32:
+        return max(4, -(-n // 4) * 4)
+    size = 32
+    while size < n:
+        size = -(-size * 6 // (5 * step)) * step
+    return size
+
+
+def structure_name(atoms: Atoms, index: int | None = None) -> str:
+    """How errors call a structure: "structure 7 (Al4Cu4)"."""
+    return f"structure {'' if index is None else f'{index} '}({atoms.get_chemical_formula() or 'empty'})"
+
+
+def from_atoms(
+    atoms: Atoms, elements: Sequence[str], size: int | None = None, index: int | None = None
+) -> System:
+    """Atoms as padded float64 numpy arrays.
+
+    Parameters
+    ----------
+    atoms : any cell, any mixture of periodic axes; where an axis is neither periodic nor given, a unit vector
+        orthogonal to the others stands in.
+    elements : the basis' elements; species are indices into it.
+    size : number of slots N, `bucket(len(atoms))` where None.
+    index : of the structure in the caller's list, for the messages.
+
+    Raises
+    ------
+    ValueError : no atoms, more atoms than slots, an element that the basis does not know, positions or cell
+        not finite, a cell without volume, two atoms (or images) less than 0.001 Å apart.
+    """
+    from ase.geometry import complete_cell
+
+    name, n = structure_name(atoms, index), len(atoms)
+    if n == 0:
+        raise ValueError(f"{name} has no atoms; leave it out")
+    size = bucket(n) if size is None else size
+    if n > size:
+        raise ValueError(f"{name}: {n} atoms exceed size {size}; rerun with size >= {bucket(n)}")
+    if unknown := sorted(set(atoms.symbols) - set(elements)):
+        raise ValueError(
+            f"{name}: {', '.join(unknown)} is not among the basis' elements ({', '.join(elements)}); "
+            "build the basis with it or leave the structure out"
+        )
+    if bad := np.flatnonzero(~np.isfinite(atoms.positions).all(1)).tolist():
+        raise ValueError(f"{name}: the positions of atoms {bad} are not finite; leave the structure out")
+
+    given, pbc = np.array(atoms.cell, dtype=np.float64), np.array(atoms.pbc, dtype=bool)
+    cell = np.asarray(complete_cell(given)) if np.isfinite(given).all() else given
+    lengths = np.linalg.norm(cell, axis=1)
+    # A threshold relative to the edges; written so that NaN fails too.
+    if not abs(np.linalg.det(cell)) > 1e-8 * lengths.prod() or not given[pbc].any(axis=1).all():
+        raise ValueError(
+            f"{name}: cell {given.tolist()} with pbc {pbc.tolist()} has no volume; set a cell with three "
+            "independent vectors, or pbc=False along axes that are not periodic"
+        )
+    i, j, shift = pairs(atoms.positions, cell, pbc, 1e-3)
+    if len(i):
+        raise ValueError(
+            f"{name}: atoms {i[0]} and {j[0]} (shifted by {shift[0].tolist()} cells) are on one place; "
+            "remove one of them or leave the structure out"
+        )
+
+    positions, species = np.zeros((size, 3)), np.full(size, -1, dtype=np.int32)
+    positions[:n] = atoms.positions
+    species[:n] = [elements.index(symbol) for symbol in atoms.symbols]
+    return System(positions, species, cell, pbc)
+
+
+def to_atoms(system: System, elements: Sequence[str]) -> Atoms:
+    """The one structure in `system` (no replica axis) as ASE Atoms, without the padded slots."""
+    from ase import Atoms
+
+    positions, species, cell, pbc = (np.asarray(leaf) for leaf in system)
+    real = species >= 0
+    # A unit vector along an axis that is not periodic is the one that `from_atoms` put in for a missing one.
+    given = pbc | ~np.isclose(np.linalg.norm(cell, axis=1), 1.0)
+    symbols = [elements[s] for s in species[real]]
+    return Atoms(symbols, positions[real], cell=np.where(given[:, None], cell, 0.0), pbc=pbc)
+
+
+def stack(systems: Sequence[System]) -> System:
+    """Single systems as one batch with a leading replica axis, padded to the largest of their sizes."""
+    size = max(len(s.species) for s in systems)
+
+    def padded(s: System) -> System:
+        extra = size - len(s.species)
+        positions = np.pad(s.positions, [(0, extra), (0, 0)])
+        return s._replace(positions=positions, species=np.pad(s.species, (0, extra), constant_values=-1))
+
+    return System(*(np.stack(leaves) for leaves in zip(*map(padded, systems), strict=True)))

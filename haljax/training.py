@@ -1,0 +1,303 @@
+"""From labelled structures to a model: design rows, E0, weights, evidence; updates and selection."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haljax import bayes
+from haljax.ace import ACEBasis, core_energy, descriptor, descriptor_gradient
+from haljax.bayes import Posterior, Statistics, absorb, empty, require_x64
+from haljax.model import FitSettings, Model
+from haljax.potentials import _voigt
+from haljax.structures import (
+    Labels,
+    Neighbours,
+    System,
+    bucket,
+    from_atoms,
+    labels,
+    neighbour_list,
+    vectors,
+)
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+ENERGY_WEIGHT, FORCE_WEIGHT, STRESS_WEIGHT = 100.0, 10.0, 10.0  # 1 / (10 meV/atom), 1 / (0.1 eV/Å), 1 / (0.1 eV/atom)
+SMOOTHNESS = 2.0
+
+
+def fit(
+    basis: ACEBasis,
+    train: Sequence[Atoms],
+    e0: str | Mapping[str, float] = "lsq",
+    energy_weight: float = ENERGY_WEIGHT,
+    force_weight: float = FORCE_WEIGHT,
+    stress_weight: float = STRESS_WEIGHT,
+    solver: str = "brr",
+    smoothness: float = SMOOTHNESS,
+) -> Model:
+    """Fit a linear ACE potential to labelled structures by maximum evidence.
+
+    Parameters
+    ----------
+    train : structures with energies (eV) and, where there are any, forces (eV/Å) and stresses (eV/Å^3, ASE's sign).
+        ``info["energy_weight"]``, ``info["force_weight"]``, ``info["stress_weight"]`` and
+        ``arrays["force_weight"]`` multiply a structure's weights.
+    e0 : energies of the isolated elements: "isolated" takes them from single-atom structures in ``train``, "lsq"
+        from a least-squares fit of the energies to the composition, or a mapping from element to eV.
+    energy_weight, stress_weight : of an energy and a virial component per atom, 1/eV.
+    force_weight : of a force component, Å/eV. Only ratios of weights matter: the noise is learned.
+    solver : "brr" (one prior precision for all functions) or "ard" (one each; prunes).
+    smoothness : power p of the prior, under which coefficients of rough functions (large n, l) are smaller.
+
+    Raises
+    ------
+    ValueError : no structures, labels missing or not finite, an element the basis lacks, an unknown solver.
+    RuntimeError : x64 is off.
+    """
+    require_x64()
+    if solver not in ("brr", "ard"):
+        raise ValueError(f"solver must be 'brr' or 'ard', not {solver!r}")
+    train = list(train)
+    if not train:
+        raise ValueError("there is nothing to fit: give at least one labelled structure")
+    settings = FitSettings(energy_weight, force_weight, stress_weight, solver, smoothness)
+    one_body = _one_body_energies(basis, train, e0)
+    if e0 == "isolated":
+        train = [atoms for atoms in train if len(atoms) > 1]
+    statistics = _absorbed(empty(len(basis)), basis, one_body, settings, train)
+    posterior, active = solve(basis, settings, statistics)
+    return Model(basis, one_body, posterior, statistics, active, settings, len(train))
+
+
+def update(model: Model, new: Sequence[Atoms]) -> Model:
+    """The model after more labelled structures, at fixed E0, weights and hyperparameters.
+
+    A rank-k update of the posterior: equal to a refit at the same hyperparameters.
+    """
+    rows, targets = _stacked(model, new)
+    return replace(
+        model,
+        posterior=_update(model.posterior, rows * model.active[None, :], targets),
+        statistics=_absorb(model.statistics, rows, targets),
+        n_structures=model.n_structures + len(new),
+    )
+
+
+def refit(model: Model, new: Sequence[Atoms]) -> Model:
+    """The model after more labelled structures, with hyperparameters learned again; E0 and weights stay."""
+    statistics = _absorbed(model.statistics, model.basis, model.e0, model.settings, new)
+    posterior, active = solve(model.basis, model.settings, statistics)
+    return replace(
+        model,
+        posterior=posterior,
+        active=active,
+        statistics=statistics,
+        n_structures=model.n_structures + len(new),
+    )
+
+
+def select(model: Model, pool: Sequence[Atoms], n: int) -> list[int]:
+    """Indices of the ``n`` structures of an unlabelled pool that are worth labelling together.
+
+    Greedy by conditional posterior variance of the energy: each pick conditions the posterior as if it had been
+    labelled, so near-copies are not picked twice.
+
+    Raises
+    ------
+    ValueError : the pool is empty or smaller than ``n``.
+    """
+    pool = list(pool)
+    if not pool:
+        raise ValueError("the pool is empty: give at least one structure to select from")
+    weight = np.array([model.settings.energy_weight / len(atoms) for atoms in pool])
+    features = descriptors(model.basis, pool) * weight[:, None]
+    indices, _ = bayes.select(model.posterior, jnp.asarray(features)[:, None, :], n)
+    return [int(i) for i in indices]
+
+
+def solve(basis: ACEBasis, settings: FitSettings, statistics: Statistics) -> tuple[Posterior, np.ndarray]:
+    """Posterior at maximum evidence and the mask of active functions (M,)."""
+    scale = jnp.asarray(basis.smoothness(settings.smoothness))
+    posterior, info = _SOLVERS[settings.solver](statistics, scale)
+    if not np.isfinite(float(posterior.log_evidence)):
+        raise ValueError("the fit is not finite: look for extreme labels or weights among the training structures")
+    return posterior, np.asarray(info.active)
+
+
+_SOLVERS = {"brr": jax.jit(bayes.brr), "ard": jax.jit(bayes.ard)}
+_absorb = jax.jit(absorb)
+_update = jax.jit(bayes.update)
+
+
+def descriptors(basis: ACEBasis, structures: Sequence[Atoms]) -> np.ndarray:
+    """Summed descriptors (n, M) of structures, so that E = e0 + core + c . D."""
+    return np.stack([np.asarray(_descriptor(basis, *example)) for example in examples(basis, structures)])
+
+
+class Rows(NamedTuple):
+    """The unweighted rows of one structure and what they must reproduce besides the fixed core.
+
+    Attributes
+    ----------
+    energy : (M,) D. forces : (N, 3, M) -dD/dR, 1/Å. virial : (6, M) -dD/d(strain), Voigt.
+    core_energy, core_forces, core_virial : (), (N, 3), (6,) of the repulsive core, eV and Å.
+    """
+
+    energy: jax.Array
+    forces: jax.Array
+    virial: jax.Array
+    core_energy: jax.Array
+    core_forces: jax.Array
+    core_virial: jax.Array
+
+
+@partial(jax.jit, static_argnums=0)
+def design_rows(basis: ACEBasis, system: System, neighbours: Neighbours) -> Rows:
+    """All rows of the design matrix that one structure gives."""
+    species = jnp.asarray(system.species)
+    d, z_j = vectors(system, neighbours, 2 * basis.cutoff)
+    value, gradient, tension = descriptor_gradient(basis, d, species, z_j, jnp.asarray(neighbours.index))
+
+    def core(positions, strain):
+        moved, _ = vectors(system._replace(positions=positions), neighbours, 2 * basis.cutoff, strain)
+        return core_energy(basis, moved, species, z_j)
+
+    start = jnp.asarray(system.positions), jnp.zeros((3, 3), d.dtype)
+    energy, (core_gradient, core_tension) = jax.value_and_grad(core, argnums=(0, 1))(*start)
+    return Rows(
+        value,
+        -gradient,
+        -jax.vmap(_voigt, in_axes=2, out_axes=1)(tension),
+        energy,
+        -core_gradient,
+        -_voigt(core_tension),
+    )
+
+
+@partial(jax.jit, static_argnums=0)
+def _descriptor(basis: ACEBasis, system: System, neighbours: Neighbours) -> jax.Array:
+    d, z_j = vectors(system, neighbours, 2 * basis.cutoff)
+    return descriptor(basis, d, jnp.asarray(system.species), z_j)
+
+
+def _weighted(
+    basis: ACEBasis, one_body: np.ndarray, settings: FitSettings, example: tuple[System, Neighbours, Labels]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weighted rows (r, M) and targets (r,) of one structure; labels that are missing give no rows."""
+    system, neighbours, label = example
+    rows = Rows(*map(np.asarray, design_rows(basis, system, neighbours)))
+    n = len(label.forces)
+    energy = label.energy - one_body[system.species[:n]].sum() - rows.core_energy
+    virial = -label.stress * abs(np.linalg.det(system.cell)) - rows.core_virial
+    weights = np.concatenate(
+        [
+            [settings.energy_weight * label.energy_weight / n],
+            (settings.force_weight * label.force_weight).ravel(),
+            np.full(6, settings.stress_weight * label.stress_weight / n),
+        ]
+    )
+    targets = np.concatenate([[energy], (label.forces - rows.core_forces[:n]).ravel(), virial])
+    matrix = np.concatenate([rows.energy[None], rows.forces[:n].reshape(3 * n, -1), rows.virial])
+    known = np.isfinite(targets) & (weights > 0)
+    return matrix[known] * weights[known, None], targets[known] * weights[known]
+
+
+def examples(basis: ACEBasis, structures: Sequence[Atoms]) -> Iterator[tuple[System, Neighbours]]:
+    """Structures as arrays, all with one neighbour capacity, so that few shapes are compiled."""
+    systems = [from_atoms(atoms, basis.elements, index=i) for i, atoms in enumerate(structures)]
+    lists = [neighbour_list(system, basis.cutoff) for system in systems]
+    size = max(len(system.species) for system in systems)
+    capacity = max(found.index.shape[1] for found in lists)
+    for atoms, system, found in zip(structures, systems, lists, strict=True):
+        fitting = size
+        while -(-fitting // 4) >= len(atoms):  # few sizes, since padded atoms cost next to nothing
+            fitting = -(-fitting // 4)
+        system = from_atoms(atoms, basis.elements, size=fitting)
+        yield system, found.padded(len(system.species), capacity)
+
+
+def _blocks(
+    basis: ACEBasis, one_body: np.ndarray, settings: FitSettings, structures: Sequence[Atoms]
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Weighted rows of each structure in order, computed on all cores."""
+    known = [labels(atoms, index=i) for i, atoms in enumerate(structures)]
+    labelled = ((*example, label) for example, label in zip(examples(basis, structures), known, strict=True))
+    workers = os.cpu_count() or 1
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = []
+        for example in labelled:
+            waiting.append(pool.submit(_weighted, basis, one_body, settings, example))
+            if len(waiting) > 2 * workers:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()
+
+
+def _absorbed(
+    statistics: Statistics,
+    basis: ACEBasis,
+    one_body: np.ndarray,
+    settings: FitSettings,
+    structures: Sequence[Atoms],
+) -> Statistics:
+    """Statistics after more structures, block by block: memory does not grow with the data."""
+    step = max(1024, 2 * len(basis))
+    rows, targets = np.zeros((0, len(basis))), np.zeros(0)
+    for more_rows, more_targets in _blocks(basis, one_body, settings, structures):
+        rows, targets = np.concatenate([rows, more_rows]), np.concatenate([targets, more_targets])
+        while len(rows) >= step:
+            statistics = _absorb(statistics, rows[:step], targets[:step])
+            rows, targets = rows[step:], targets[step:]
+    if len(rows):
+        size = min(step, bucket(len(rows)))  # zero rows say nothing
+        statistics = _absorb(
+            statistics, np.pad(rows, ((0, size - len(rows)), (0, 0))), np.pad(targets, (0, size - len(rows)))
+        )
+    return statistics
+
+
+def _stacked(model: Model, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
+    structures = list(structures)
+    if not structures:
+        raise ValueError("there is nothing to learn: give at least one labelled structure")
+    blocks = list(_blocks(model.basis, model.e0, model.settings, structures))
+    return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
+
+
+def _one_body_energies(
+    basis: ACEBasis, train: Iterable[Atoms], e0: str | Mapping[str, float]
+) -> np.ndarray:
+    """(Z,) eV."""
+    if isinstance(e0, Mapping):
+        if missing := [e for e in basis.elements if e not in e0]:
+            raise ValueError(f"e0 lacks {', '.join(missing)}: give an energy in eV for every element of the basis")
+        return np.array([float(e0[e]) for e in basis.elements])
+    if e0 == "isolated":
+        found = {atoms.symbols[0]: labels(atoms).energy for atoms in train if len(atoms) == 1}
+        if missing := [e for e in basis.elements if e not in found]:
+            raise ValueError(
+                f"e0='isolated' needs a labelled single-atom structure of {', '.join(missing)} among the training "
+                "structures; add it, or use e0='lsq' or a mapping"
+            )
+        return np.array([found[e] for e in basis.elements])
+    if e0 == "lsq":
+        known = [(atoms, labels(atoms, index=i).energy) for i, atoms in enumerate(train)]
+        known = [(atoms, energy) for atoms, energy in known if np.isfinite(energy)]
+        counts = np.array([[np.sum(atoms.symbols == e) for e in basis.elements] for atoms, _ in known], float)
+        if not len(known):
+            raise ValueError("e0='lsq' needs energies, but no training structure has one; give e0 as a mapping")
+        n_atoms = counts.sum(axis=1, keepdims=True)
+        energies = np.array([energy for _, energy in known])[:, None]
+        return np.linalg.lstsq(counts / n_atoms, energies / n_atoms, rcond=1e-8)[0][:, 0]
+    raise ValueError(f"e0 must be 'lsq', 'isolated' or a mapping from element to eV, not {e0!r}")
