@@ -94,18 +94,6 @@ def energy_and_sigma(
     return energy, _sigma(params, features)
 
 
-def biased_force(
-    basis: ACEBasis, params: Parameters, system: System, neighbours: Neighbours, tau: jax.Array
-) -> jax.Array:
-    """-d(E - tau sigma)/dR, (N, 3) eV/Å, in one forward and one reverse pass."""
-
-    def biased(positions: jax.Array) -> jax.Array:
-        energy, sigma = energy_and_sigma(basis, params, system._replace(positions=positions), neighbours)
-        return energy - tau * sigma
-
-    return -jax.grad(biased)(system.positions)
-
-
 def evaluate_system(
     basis: ACEBasis, params: Parameters, system: System, neighbours: Neighbours
 ) -> Evaluation:

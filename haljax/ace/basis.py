@@ -155,9 +155,9 @@ class ACEBasis:
         return self.n_species * self.tables.n_of_l[0] + sum(len(parents) for parents, _ in self.tables.levels)
 
     def smoothness(self, power: float) -> np.ndarray:
-        """(M,) diagonal prior P = 1 + sqrt(sum over factors of n^p + l^p)^2 ... growing with roughness.
+        """(M,) diagonal prior P that grows with roughness: 1 + n^p for pair terms, 1 + sum_t (n_t^p + l_t^p) else.
 
-        The algebraic prior of ACE1x: 1 + n^p for pair terms, 1 + sum_t (n_t^p + l_t^p) for many-body terms.
+        In the manner of ACE1x's algebraic prior, which also counts the m of each monomial.
         """
         return np.array(
             [

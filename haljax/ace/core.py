@@ -30,7 +30,7 @@ def zbl(r: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
 
 def switched_zbl(r: jax.Array, z_i: jax.Array, z_j: jax.Array, r_in: jax.Array, r_out: jax.Array) -> jax.Array:
     """ZBL times a switch that is 1 below ``r_in`` and 0 above ``r_out`` (Å); monotonically repulsive."""
-    return zbl(r, z_i, z_j) * (1 - smooth_step(r, r_in, r_out))
+    return zbl(r, z_i, z_j) * smooth_step(r, r_out, r_in)  # from the far end: 1 - step would cancel there
 
 
 def core_radii(numbers: tuple[int, ...], inner: float, outer: float) -> tuple[np.ndarray, np.ndarray]:

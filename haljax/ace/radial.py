@@ -48,7 +48,7 @@ def recursion(n_max: int, p_left: int, p_right: int) -> np.ndarray:
 def polynomials(t, n_max: int, p_left: int, p_right: int):
     """J_1 ... J_n_max at ``t``, (..., n_max); zero outside [-1, 1] when the envelope is there to make it smooth."""
     xp = jnp if isinstance(t, jax.Array) else np
-    a, b, c = recursion(n_max, p_left, p_right).T
+    a, b, c = recursion(n_max, p_left, p_right).T.tolist()  # plain floats: float32 stays float32
     inside = (t > -1) & (t < 1) if p_left and p_right else xp.ones_like(t, dtype=bool)
     first = a[0] * (t + 1) ** p_left * (t - 1) ** p_right
     values = [xp.where(inside, first, 0.0)]
@@ -74,6 +74,6 @@ def product_expansion(ns: tuple[int, ...], p_left: int, p_right: int) -> np.ndar
 
 
 def smooth_step(r, r_in, r_out):
-    """0 below ``r_in``, 1 above ``r_out``, three continuous derivatives (septic)."""
+    """0 on the side of ``r_in``, 1 on that of ``r_out``, three continuous derivatives (septic); either may be larger."""
     u = jnp.clip((r - r_in) / (r_out - r_in), 0.0, 1.0)
     return u**4 * (35 - 84 * u + 70 * u**2 - 20 * u**3)

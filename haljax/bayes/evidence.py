@@ -7,8 +7,8 @@ it is 1/mean(y^2), since the targets are not kept. The evidence may have several
 data; ARD in particular, whose pruning is irreversible); from two starts the same one is usually, but not
 always, reached.
 
-Sources: MacKay, Neural Comput. 4, 415 (1992), doi:10.1162/neco.1992.4.3.415; Tipping, J. Mach. Learn. Res. 1,
-211 (2001).
+Sources: MacKay, Neural Comput. 4, 415 (1992), doi:10.1162/neco.1992.4.3.415 (fixed point); Tipping, J. Mach.
+Learn. Res. 1, 211 (2001) (relevance determination).
 """
 
 from __future__ import annotations
@@ -25,8 +25,7 @@ HYPERPRIOR = 1e-6  # shape and rate of the Gamma hyper-priors on alpha and lambd
 
 
 class Info(NamedTuple):
-    """What became of a fit; nothing of it need be carried, but `active` decides how an `ard` posterior is
-    updated.
+    """How a fit went. Only `active` is needed later: to `update` a posterior of `ard`.
 
     Attributes
     ----------
@@ -43,8 +42,7 @@ class Info(NamedTuple):
 
 
 def brr(stats: Statistics, scale: jax.Array | None = None) -> tuple[Posterior, Info]:
-    """Bayesian ridge regression: one noise precision alpha and one prior precision lambda, by maximum
-    evidence.
+    """Bayesian ridge: one noise precision alpha and one prior precision lambda, by maximum evidence.
 
     The prior precision is ``lambda * scale**2``, with `scale` (M,) the diagonal of a smoothness prior
     (default: ones). One SVD of ``R / scale``; then a step costs O(M) and runs until alpha and lambda change

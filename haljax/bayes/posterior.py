@@ -1,7 +1,7 @@
 """The Gaussian posterior of a linear model, at fixed hyperparameters.
 
-``y = Psi c + noise`` with noise precision alpha and prior ``c ~ N(0, diag(1/prior_precision))`` gives ``c ~
-N(mean, Sigma)``, ``Sigma = (alpha Psi^T Psi + diag(prior_precision))^-1``. Sigma is never formed by
+``y = Psi c + noise`` with noise precision alpha and prior ``c ~ N(0, diag(1/prior_precision))`` gives
+``c ~ N(mean, Sigma)``, ``Sigma = (alpha Psi^T Psi + diag(prior_precision))^-1``. Sigma is never formed by
 inverting: what is kept is a factor, ``Sigma = factor @ factor.T``, found from orthogonal transformations of
 the data.
 """
@@ -19,11 +19,14 @@ from haljax.bayes.statistics import Statistics, count
 class Posterior(NamedTuple):
     """Coefficients of M functions: ``c ~ N(mean, factor @ factor.T)``.
 
-    Attributes ---------- mean : (M,) factor : (M, M), any square root of the covariance; triangular or not
-    depends on who made it. noise_precision : () alpha, of the weighted targets: about 1 where rows were
-    weighted by 1/(their true error). prior_precision : (M,) log_evidence : () log p(data | noise_precision,
-    prior_precision), with the hyper-priors' terms where a solver that
-        chose the hyperparameters put them in.
+    Attributes
+    ----------
+    mean : (M,)
+    factor : (M, M), any square root of the covariance; triangular or not depends on who made it.
+    noise_precision : () alpha, of the weighted targets: about 1 where rows were weighted by 1/(their error).
+    prior_precision : (M,)
+    log_evidence : () log p(data | noise_precision, prior_precision); from `brr` and `ard`, which choose the
+        hyperparameters, with the terms of their hyper-priors.
     """
 
     mean: jax.Array
@@ -63,8 +66,8 @@ def posterior(
 
 
 def variance(posterior: Posterior, features: jax.Array) -> jax.Array:
-    """Posterior variance (...) of the model's value at features (..., M), without the noise: ``||factor^T
-    d||^2``.""" return jnp.sum((features @ posterior.factor) ** 2, axis=-1)
+    """Posterior variance (...) of the model's value at features (..., M), ``||factor^T d||^2``."""
+    return jnp.sum((features @ posterior.factor) ** 2, axis=-1)
 
 
 def committee(key: jax.Array, posterior: Posterior, size: int) -> jax.Array:
@@ -74,8 +77,7 @@ def committee(key: jax.Array, posterior: Posterior, size: int) -> jax.Array:
 
 
 def update(posterior: Posterior, rows: jax.Array, targets: jax.Array) -> Posterior:
-    """The posterior after k more rows (k, M) and targets (k,), weighted as those of the fit; hyperparameters
-    stay.
+    """The posterior after k more rows (k, M) and targets (k,), weighted as those of the fit.
 
     Equal to a refit on all data at the same hyperparameters, in O(k M^2) for k < M. With the thin SVD
     ``sqrt(alpha) rows @ factor = U S V^T`` the covariance becomes ``F (I + V S^2 V^T)^-1 F^T``, so the factor

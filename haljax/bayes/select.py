@@ -15,13 +15,16 @@ def select(
 
     Each item offers r rows of features (its energy's descriptor: r = 1). Picked is the item with the largest
     ``log det(I + C / noise^2)``, C the covariance of its rows' values under the posterior conditioned on all
-    picks before, twice the information that its labels would bring; the gains so add up to the log
-    determinant of the batch, which is within (1 - 1/e) of the best batch's (submodularity).
+    picks before: twice the information (nats) that its labels would bring. The gains so add up to the log
+    determinant of the batch, which is at least 1 - 1/e of the best batch's (Nemhauser, Wolsey & Fisher, Math.
+    Program. 14, 265 (1978), doi:10.1007/BF01588971).
 
-    Parameters ---------- features : (n_pool, r, M), finite. n : static; each item is picked at most once.
+    Parameters
+    ----------
+    features : (n_pool, r, M), finite.
+    n : static; each item is picked at most once.
     noise : standard deviation of the rows' labels, in the rows' units, broadcastable to (n_pool, r). Default:
-    the
-        posterior's 1/sqrt(noise_precision), right for rows that are weighted as those of the fit.
+        the posterior's 1/sqrt(noise_precision), right for rows that are weighted as those of the fit.
 
     Returns
     -------

@@ -31,11 +31,11 @@ class Statistics(NamedTuple):
 
 
 def require_x64() -> None:
-    """Raise a RuntimeError unless jax computes in double precision, which the fit of ill-conditioned bases
-    needs.""" if jax.dtypes.canonicalize_dtype("float64") != jnp.float64:
+    """Raise a RuntimeError unless jax computes in double precision: fits are ill-conditioned."""
+    if jax.dtypes.canonicalize_dtype("float64") != jnp.float64:
         raise RuntimeError(
-            "haljax fits in float64, but jax's x64 mode is off: set JAX_ENABLE_X64=1 in the environment, or call "
-            'jax.config.update("jax_enable_x64", True) before the first array is made'
+            "haljax fits in float64, but jax's x64 mode is off: set JAX_ENABLE_X64=1 in the environment, or "
+            'call jax.config.update("jax_enable_x64", True) before the first array is made'
         )
 
 
@@ -43,7 +43,10 @@ def empty(n_functions: int) -> Statistics:
     """Statistics of no data for `n_functions` basis functions; RuntimeError where x64 is off."""
     require_x64()
     return Statistics(
-        R=jnp.zeros((n_functions, n_functions)), z=jnp.zeros(n_functions), rss=jnp.zeros(()), n=jnp.zeros((), int)
+        R=jnp.zeros((n_functions, n_functions)),
+        z=jnp.zeros(n_functions),
+        rss=jnp.zeros(()),
+        n=jnp.zeros((), int),
     )
 
 

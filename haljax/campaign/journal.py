@@ -70,9 +70,8 @@ class Journal:
         try:
             self._write(line, start)
         except KeyboardInterrupt:
-            self._write(
-                line, start
-            )  # it is finished work, and to write it again at the same place is harmless
+            # The record is finished work, and to write it again at the same place is harmless.
+            self._write(line, start)
             raise
         except OSError as error:
             with contextlib.suppress(OSError):

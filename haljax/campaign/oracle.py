@@ -210,7 +210,7 @@ class _Seat:
         try:
             with _interrupts_held():
                 self.ready = self.pool.submit(os.getpid)
-                # Private; the public kill_workers (Python 3.14) tells no exit code and spares programs started.
+                # Private; the public kill_workers (Python 3.14) tells no exit code and spares subprocesses.
                 ((self.pid, self.process),) = self.pool._processes.items()
         except KeyboardInterrupt:
             self.kill()

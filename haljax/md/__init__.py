@@ -6,10 +6,13 @@ from haljax.md.replicas import (
     Hamiltonian,
     Replica,
     advance,
+    hamiltonian,
     kinetic_energy,
     langevin_step,
     maxwell_boltzmann,
+    shortage_of,
     temperature,
+    worst,
 )
 from haljax.md.status import Guards, Status, guard, message
 
@@ -22,10 +25,13 @@ __all__ = [
     "advance",
     "cell_move",
     "guard",
+    "hamiltonian",
     "kinetic_energy",
     "langevin_step",
     "maxwell_boltzmann",
     "message",
+    "shortage_of",
     "swap_move",
     "temperature",
+    "worst",
 ]

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from haljax.md.replicas import Hamiltonian, Replica
+from haljax.md.replicas import Hamiltonian, Replica, shortage_of
 from haljax.structures import Neighbours, NeighbourState, neighbour_state
 
 
@@ -35,7 +35,7 @@ def cell_move(
     fixed_shape: bool,
     skin: float,
     stencil: tuple[int, int, int],
-) -> tuple[Replica, NeighbourState, jax.Array]:
+) -> tuple[Replica, NeighbourState, jax.Array, jax.Array]:
     """Strain the cell, and the atoms with it, and accept in the isothermal-isobaric ensemble.
 
     The cell is multiplied by exp(eps), eps symmetric with independent normal entries of width ``size`` (one entry, the
@@ -49,7 +49,8 @@ def cell_move(
 
     Returns
     -------
-    replica, its list (fresh where accepted), accepted () bool.
+    replica, its list (fresh where accepted), accepted () bool, and shortage () of the trial's list (see `advance`): a
+    trial whose list is incomplete is refused, so a shortage must be mended and the move made again.
 
     Source: Frenkel & Smit, Understanding Molecular Simulation, §5.4; Martyna, Tobias, Klein, J Chem Phys 101, 4177
     (1994), doi:10.1063/1.467468.
@@ -76,7 +77,10 @@ def cell_move(
     work = new - old + pressure * volume * jnp.expm1(log_growth)
     accept = _metropolis(accept_key, -work / kT + (n_atoms + 1) * log_growth)
     moved = replica._replace(system=trial, force=force)
-    return _choose(accept, moved, replica), _choose(accept, trial_list, lists), accept
+    asked = jnp.isfinite(pressure)
+    accept = accept & asked
+    shortage = jnp.where(asked, shortage_of(trial, trial_list.neighbours), 0)
+    return _choose(accept, moved, replica), _choose(accept, trial_list, lists), accept, shortage
 
 
 def swap_move(

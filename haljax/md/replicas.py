@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from haljax.ace import ACEBasis
+from haljax.potentials import Parameters, energy_and_sigma
 from haljax.structures import Neighbours, NeighbourState, System, must_rebuild, refresh
 
 MARGIN = 0.2  # Å of the skin kept for the motion between looking at the list and using it
@@ -38,6 +40,17 @@ class Hamiltonian(NamedTuple):
             lambda positions: self.biased(params, system._replace(positions=positions), neighbours, tau)
         )(system.positions)
         return value, -gradient
+
+
+@lru_cache(maxsize=64)
+def hamiltonian(basis: ACEBasis) -> Hamiltonian:
+    """H = E - tau sigma for replica dynamics, with `Parameters` as its parameters. The same object every time."""
+
+    def biased(params: Parameters, system: System, neighbours: Neighbours, tau: jax.Array) -> jax.Array:
+        energy, sigma = energy_and_sigma(basis, params, system, neighbours)
+        return energy - tau * sigma
+
+    return Hamiltonian(biased, basis.cutoff)
 
 
 class Replica(NamedTuple):
@@ -131,13 +144,15 @@ def advance(
     n_steps: int,
     skin: float,
     stencil: tuple[int, int, int],
-) -> tuple[Replica, NeighbourState, jax.Array]:
+) -> tuple[Replica, NeighbourState, jax.Array, jax.Array]:
     """``n_steps`` Langevin steps of a batch; lists are rebuilt for all replicas when one needs it.
 
     Returns
     -------
-    replicas, lists, and too_fast (B,) bool: an atom crossed the margin of the skin within one step, so that forces may
-    have missed a neighbour.
+    replicas, lists
+    too_fast : (B,) bool, an atom crossed the margin of the skin within one step, so that forces may have missed a
+        neighbour.
+    shortage : (B,) int32, the largest ``Neighbours.overflow`` met at finite positions, or -1 for a stencil too small.
     """
     cutoff = hamiltonian.cutoff
 
@@ -145,9 +160,24 @@ def advance(
         return must_rebuild(state, system.positions, system.cell, cutoff, skin, system.species >= 0)
 
     def step(_, carry):
-        replicas, lists, too_fast = carry
+        replicas, lists, too_fast, shortage = carry
         lists = refresh(lists, replicas.system, cutoff + MARGIN, skin - MARGIN, stencil)
-        replicas = jax.vmap(partial(langevin_step, hamiltonian, params))(replicas, lists.neighbours, kT, dt, friction)
-        return replicas, lists, too_fast | jax.vmap(overrun)(lists, replicas.system)
+        shortage = worst(shortage, jax.vmap(shortage_of)(replicas.system, lists.neighbours))
+        replicas = jax.vmap(partial(langevin_step, hamiltonian, params))(
+            replicas, lists.neighbours, kT, dt, friction
+        )
+        return replicas, lists, too_fast | jax.vmap(overrun)(lists, replicas.system), shortage
 
-    return jax.lax.fori_loop(0, n_steps, step, (replicas, lists, jnp.zeros(kT.shape, bool)))
+    carry = replicas, lists, jnp.zeros(kT.shape, bool), jnp.zeros(kT.shape, jnp.int32)
+    return jax.lax.fori_loop(0, n_steps, step, carry)
+
+
+def shortage_of(system: System, neighbours: Neighbours) -> jax.Array:
+    """``overflow`` () where the positions are finite; 0 where they are not, since then no list can be complete."""
+    finite = jnp.all(jnp.isfinite(system.positions)) & jnp.all(jnp.isfinite(system.cell))
+    return jnp.where(finite, neighbours.overflow, 0)
+
+
+def worst(a: jax.Array, b: jax.Array) -> jax.Array:
+    """The graver of two shortages: a stencil too small (-1) before the larger capacity needed."""
+    return jnp.where((a < 0) | (b < 0), -1, jnp.maximum(a, b)).astype(jnp.int32)

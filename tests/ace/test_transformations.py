@@ -15,17 +15,17 @@ def eager(positions, cell, index, shift, *z):
     return vectors(*(jnp.asarray(x) for x in (positions, cell, index, shift))), *(jnp.asarray(x) for x in z)
 
 
-@pytest.mark.parametrize("name", ["Si-o4-d8", "AlCu-o3-d6"])
+@pytest.mark.parametrize("name", ["Si-o4-d7", "AlCu-o3-d6"])
 def test_jit_equals_eager(name, rng):
     basis = BASES[name]
     structure = from_ase(random_atoms(rng, basis), basis)
     arguments = eager(*structure)
     # Another order of summation, no more.
     np.testing.assert_allclose(values(basis)(*structure), descriptor(basis, *arguments), rtol=1e-11, atol=1e-11)
-    np.testing.assert_allclose(core(basis)(*structure)[0], core_energy(basis, *arguments), rtol=1e-13)
+    np.testing.assert_allclose(core(basis)(*structure)[0], core_energy(basis, *arguments), rtol=1e-11)
     outside = descriptor_gradient(basis, *arguments, jnp.asarray(structure.index))
     for a, b in zip(rows(basis)(*structure), outside, strict=True):
-        np.testing.assert_allclose(a / sizes(basis), b / sizes(basis), rtol=0, atol=1e-12)
+        np.testing.assert_allclose(np.asarray(a) / sizes(basis), np.asarray(b) / sizes(basis), rtol=0, atol=1e-12)
 
 
 def test_jit_equals_eager_on_more_than_32768_rows():
@@ -68,7 +68,7 @@ def test_vmap_equals_loop(name, rng):
         np.testing.assert_allclose(energies[i], core(basis)(*structure)[0], rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["Si-o4-d8", "AlCu-o3-d6", "CHO-o2-d6"])
+@pytest.mark.parametrize("name", ["Si-o4-d7", "AlCu-o3-d6", "CHO-o2-d6"])
 def test_float32_is_near_float64(name, rng):
     """Everything stays in float32. Four factors, each wrong by the cancellation in a recursion of up to 20 radial
     functions (some 50 ulp), and sums over 6 x 20 neighbours: 1e-4 of a function's size leaves a margin of a few.

@@ -42,8 +42,8 @@ def test_coverage_of_given_levels():
 @pytest.mark.parametrize(
     "residuals, sigmas, message",
     [
-        ([1.0, 2.0], [1.0, 0.0], "1 of 2 items .* index 1: "),
-        ([1.0, np.nan], [1.0, 1.0], "1 of 2 items .* index 1: "),
+        ([1.0, 2.0], [1.0, 0.0], "1 of 2 items.* index 1,"),
+        ([1.0, np.nan], [1.0, 1.0], "1 of 2 items.* index 1,"),
         ([1.0, 2.0], [1.0], "one shape"),
         ([], [], "n > 0"),
     ],
