@@ -30,7 +30,7 @@ def test_jit_equals_eager(name, rng):
 
 def test_jit_equals_eager_on_more_than_32768_rows():
     """jax 0.10.2 computes wrong numbers on the CPU past some 16 384 rows, under jit alone (jax-ml/jax#39103)."""
-    basis = ace_basis(("Si",), 5.0, 3, 6)
+    basis = ace_basis(("Si",), 5.0, 3, 4)
     atoms = bulk("Si", cubic=True) * (5, 5, 5)
     atoms.rattle(0.1, seed=1)
     structure = from_ase(atoms, basis, n=None, k=36)
@@ -51,10 +51,9 @@ def test_jit_equals_eager_on_more_than_32768_rows():
     np.testing.assert_allclose(rows(basis)(*structure)[1] @ c, slow, rtol=0, atol=1e-10 * largest)
 
 
-@pytest.mark.parametrize("name", ["AlCu-o3-d6"])
-def test_vmap_equals_loop(name, rng):
+def test_vmap_equals_loop(rng):
     """Structures of different size in one batch, as replicas are."""
-    basis = BASES[name]
+    basis = BASES["AlCu-o3-d6"]
     batch = [from_ase(random_atoms(rng, basis, n=n), basis) for n in (6, 5, 7)]
     stacked = [np.stack(x) for x in zip(*batch, strict=True)]
     c = rng.normal(size=len(basis)) / sizes(basis)
@@ -68,7 +67,7 @@ def test_vmap_equals_loop(name, rng):
         np.testing.assert_allclose(energies[i], core(basis)(*structure)[0], rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["Si-o4-d7", "AlCu-o3-d6", "CHO-o2-d6"])
+@pytest.mark.parametrize("name", ["Si-o4-d7", "AlCu-o3-d6"])
 def test_float32_is_near_float64(name, rng):
     """Everything stays in float32. Four factors, each wrong by the cancellation in a recursion of up to 20 radial
     functions (some 50 ulp), and sums over 6 x 20 neighbours: 1e-4 of a function's size leaves a margin of a few.
@@ -87,8 +86,7 @@ def test_float32_is_near_float64(name, rng):
     np.testing.assert_allclose(energy, core(basis)(*double)[0], rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["Si-o3-d8", "AlCu-o3-d6"])
-@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize(("name", "dtype"), [("Si-o3-d8", np.float64), ("AlCu-o3-d6", np.float32)])
 def test_empty_slots_and_atoms_close_by_give_no_nan(name, dtype, rng):
     """Empty rows, empty slots, and two atoms 1e-4 Å apart, deep inside the core: all derivatives finite."""
     basis = BASES[name]
