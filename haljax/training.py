@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from haljax import bayes
 from haljax.ace import ACEBasis, core_energy, descriptor, descriptor_gradient
@@ -32,7 +33,8 @@ from haljax.structures import (
 if TYPE_CHECKING:
     from ase import Atoms
 
-ENERGY_WEIGHT, FORCE_WEIGHT, STRESS_WEIGHT = 100.0, 10.0, 10.0  # 1 / (10 meV/atom), 1 / (0.1 eV/Å), 1 / (0.1 eV/atom)
+# 1 / (3 meV/atom), 1 / (0.1 eV/Å), 1 / (0.03 eV/atom): rows of forces outnumber those of energies some 3 N to one.
+ENERGY_WEIGHT, FORCE_WEIGHT, STRESS_WEIGHT = 300.0, 10.0, 30.0
 SMOOTHNESS = 2.0
 
 
@@ -129,7 +131,8 @@ def select(model: Model, pool: Sequence[Atoms], n: int) -> list[int]:
 def solve(basis: ACEBasis, settings: FitSettings, statistics: Statistics) -> tuple[Posterior, np.ndarray]:
     """Posterior at maximum evidence and the mask of active functions (M,)."""
     scale = jnp.asarray(basis.smoothness(settings.smoothness))
-    posterior, info = _SOLVERS[settings.solver](statistics, scale)
+    with _one_blas_thread():
+        posterior, info = jax.block_until_ready(_SOLVERS[settings.solver](statistics, scale))
     if not np.isfinite(float(posterior.log_evidence)):
         raise ValueError("the fit is not finite: look for extreme labels or weights among the training structures")
     return posterior, np.asarray(info.active)
@@ -253,18 +256,29 @@ def _absorbed(
 ) -> Statistics:
     """Statistics after more structures, block by block: memory does not grow with the data."""
     step = max(1024, 2 * len(basis))
-    rows, targets = np.zeros((0, len(basis))), np.zeros(0)
-    for more_rows, more_targets in _blocks(basis, one_body, settings, structures):
-        rows, targets = np.concatenate([rows, more_rows]), np.concatenate([targets, more_targets])
-        while len(rows) >= step:
-            statistics = _absorb(statistics, rows[:step], targets[:step])
-            rows, targets = rows[step:], targets[step:]
-    if len(rows):
-        size = min(step, bucket(len(rows)))  # zero rows say nothing
-        statistics = _absorb(
-            statistics, np.pad(rows, ((0, size - len(rows)), (0, 0))), np.pad(targets, (0, size - len(rows)))
-        )
-    return statistics
+    waiting: list[tuple[np.ndarray, np.ndarray]] = []
+    count = 0
+    with _one_blas_thread():
+        for block in _blocks(basis, one_body, settings, structures):
+            waiting.append(block)
+            count += len(block[1])
+            if count >= step:
+                statistics, waiting, count = _absorb_padded(statistics, waiting), [], 0
+        return _absorb_padded(statistics, waiting) if waiting else statistics
+
+
+def _absorb_padded(statistics: Statistics, blocks: Sequence[tuple[np.ndarray, np.ndarray]]) -> Statistics:
+    """Absorb blocks of rows, filled up with rows of zeros, which say nothing, to one of few shapes."""
+    rows, targets = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    extra = bucket(len(rows)) - len(rows)
+    return _absorb(statistics, np.pad(rows, ((0, extra), (0, 0))), np.pad(targets, (0, extra)))
+
+
+def _one_blas_thread() -> threadpool_limits:
+    """BLAS alone on one thread: beside XLA's own threads more of them only get in each other's way."""
+    import scipy.linalg.cython_lapack  # noqa: F401  so that the library to be limited is there
+
+    return threadpool_limits(1, user_api="blas")
 
 
 def _stacked(model: Model, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:

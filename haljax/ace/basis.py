@@ -49,6 +49,7 @@ class Tables(NamedTuple):
     rows: np.ndarray  # (nnz,) many-body function of each coupling entry, sorted
     columns: np.ndarray  # (nnz,) monomial index over the concatenated levels (singles first)
     weights: np.ndarray  # (nnz,)
+    products: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]  # the same by order: rows, (n, nu) channels, weights
 
 
 @dataclass(frozen=True)
@@ -282,4 +283,13 @@ def _tables(functions: tuple, n_species: int) -> Tables:
         rows=np.array([e[0] for e in entries], np.int32),
         columns=np.array([position[e[1]] for e in entries], np.int32),
         weights=np.array([e[2] for e in entries], float),
+        products=tuple(
+            (
+                np.array([row for row, _, _ in some], np.int32),
+                np.array([monomial for _, monomial, _ in some], np.int32),
+                np.array([weight for _, _, weight in some], float),
+            )
+            for order in range(1, top + 1)
+            if (some := [e for e in entries if len(e[1]) == order])
+        ),
     )

@@ -97,6 +97,17 @@ def couple(basis: ACEBasis, sums: jax.Array) -> jax.Array:
     )
 
 
+def coupled_slope(basis: ACEBasis, a: jax.Array) -> jax.Array:
+    """Derivative of one atom's invariants by its density a (n_channels,): (n_functions, n_channels)."""
+    slope = jnp.zeros((len(basis._many_body), len(a)), a.dtype)
+    for rows, channels, weights in basis.tables.products:
+        factors = a[channels]
+        for t in range(channels.shape[1]):
+            others = jnp.prod(jnp.delete(factors, t, axis=1, assume_unique_indices=True), axis=1)
+            slope = slope.at[rows, channels[:, t]].add(jnp.asarray(weights, a.dtype) * others)
+    return slope
+
+
 def descriptor(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
     """Basis functions summed over the atoms of a structure, D (M,), so that E = c . D."""
     tables, dtype = basis.tables, d.dtype
@@ -135,8 +146,8 @@ def descriptor_gradient(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Descriptor with its derivatives, the rows of a design matrix.
 
-    Forward mode along every neighbour vector: a neighbour enters the density of one atom alone, so K x 3
-    tangents an atom give the whole Jacobian, atom by atom, with no reverse pass per function.
+    A neighbour enters the density of one atom alone. So the chain rule is closed atom by atom: the derivative of the
+    invariants by the density, times that of the density along every neighbour vector; no reverse pass per function.
 
     Args:
         index: (N, K) index of each neighbour, -1 where empty.
@@ -189,13 +200,11 @@ def descriptor_gradient(
 
         if tables.levels:
             a = jnp.sum(spread(phi, hot), axis=1)
-            levels, push = jax.linearize(lambda a: jnp.concatenate(monomials(basis, a)), a)
-            tangents = jax.vmap(spread, in_axes=(0, None), out_axes=1)(phi_slope, hot).reshape(len(a), -1)
-            rows = couple(basis, jax.vmap(push, in_axes=1, out_axes=1)(tangents))
-            rows = rows.reshape(-1, 3, capacity).transpose(2, 1, 0)  # (K, 3, functions)
+            tangents = jax.vmap(spread, in_axes=(0, None))(phi_slope, hot)  # (3, n_channels, K)
+            rows = jnp.einsum("fc,ack->kaf", coupled_slope(basis, a), tangents, precision=_HIGHEST)
             forces = forces.at[z, j].add(rows).at[z, i].add(-jnp.sum(rows, axis=0))
             strain = strain.at[z].add(jnp.einsum("kaf,kb->abf", rows, v))
-            sums = sums.at[:, z].add(levels)
+            sums = sums.at[:, z].add(jnp.concatenate(monomials(basis, a[:, None]))[:, 0])
         return pair_forces, pair_strain, pair, forces, strain, sums
 
     def one_atom(carry, atom):

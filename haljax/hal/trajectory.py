@@ -63,7 +63,8 @@ class Conditions(NamedTuple):
     tolerance : of the relative force error. epsilon : eV/Å, in its denominator.
     tau_history : steps over which force norms are averaged. tau_delay : steps of burn-in without bias.
     cell_step : standard deviation of the strain of a cell move.
-    guards : bounds; distances in units of the sum of two covalent radii, temperatures in kT (eV).
+    guards : bounds; distances in units of the sum of two covalent radii, temperatures in kT (eV), pressures in
+        eV/Å^3.
     """
 
     kT: jax.Array
@@ -189,7 +190,10 @@ def _check(
     largest = jnp.max(jnp.where(real, jnp.sqrt(jnp.sum(result.forces**2, axis=-1)), 0.0))
     kT = temperature(kinetic_energy(replica), 3 * n_atoms)
     finite = jnp.isfinite(result.energy) & jnp.isfinite(largest) & jnp.isfinite(kT) & jnp.isfinite(score)
-    status = guard(conditions.guards, shortest, largest, kT, finite, too_fast)
+    periodic = jnp.all(system.pbc)
+    volume = jnp.abs(jnp.linalg.det(system.cell))
+    pressure = jnp.where(periodic, (n_atoms * kT + jnp.sum(result.virial[:3]) / 3) / volume, 0.0)
+    status = guard(conditions.guards, shortest, largest, kT, pressure, finite, too_fast)
 
     sample = Bias(mean_norm(result.forces, real), mean_norm(result.sigma_gradient, real))
     bias, tau = bias_strength(
@@ -201,8 +205,6 @@ def _check(
         step >= conditions.tau_delay,
     )
     force = result.forces + tau * result.sigma_gradient
-    volume = jnp.abs(jnp.linalg.det(system.cell))
-    pressure = (n_atoms * kT + jnp.sum(result.virial[:3]) / 3) / volume / GPa
 
     safe = status == Status.RUNNING
     ended = jnp.where(step >= conditions.n_steps, Status.FINISHED, Status.RUNNING)
@@ -222,7 +224,7 @@ def _check(
         status,
         score,
         kT / kB,
-        jnp.where(jnp.all(system.pbc), pressure, jnp.nan),
+        jnp.where(periodic, pressure / GPa, jnp.nan),
         result.energy / n_atoms,
         result.sigma / n_atoms,
         tau,
@@ -322,7 +324,8 @@ class Run(NamedTuple):
     Attributes
     ----------
     status, step : (B,). candidate : System batch, the last safe structure of each replica. candidate_step : (B,), 0
-        where a replica was never safe. seen : Observation with leaves (checks, B), NaN-free up to each replica's end.
+        where a replica was never safe. seen : Observation with leaves (checks, B), the last row of a replica
+        repeated after its end. capacity : neighbours an atom that were enough.
     """
 
     status: np.ndarray
@@ -330,6 +333,7 @@ class Run(NamedTuple):
     candidate: System
     candidate_step: np.ndarray
     seen: Observation
+    capacity: int
 
 
 def run(
@@ -340,6 +344,7 @@ def run(
     systems: System,
     masses: jax.Array,
     keys: jax.Array,
+    idle: np.ndarray,
     capacity: int = 0,
     on_block: Callable[[Observation], Any] = lambda _: None,
 ) -> Run:
@@ -351,17 +356,19 @@ def run(
     Parameters
     ----------
     systems : batch, padded to one size. keys : (B,) typed, one a replica: a replica alone does the same as in a batch.
-    capacity : neighbours an atom, at least what the start needs; chosen where 0.
+    idle : (B,) bool, replicas that only fill the batch and never run.
+    capacity : neighbours an atom to start with; grows.
     on_block : called with the observations of every finished block.
     """
     reach = basis.cutoff + protocol.skin
     stencil = _stencil(systems, reach)
-    capacity = max(capacity, 32)
+    capacity = max(capacity, bucket(32))
     begin = partial(_begin, basis, params, systems, masses, conditions.kT[:, 0], keys, protocol.skin)
     state = begin(capacity, stencil)
     while (needed := int(jnp.max(state.shortage))) > 0:
-        capacity = bucket(int(1.2 * needed))
+        capacity = bucket(int(1.3 * needed))
         state = begin(capacity, stencil)
+    state = state._replace(status=jnp.where(jnp.asarray(idle), Status.FINISHED, state.status).astype(jnp.int32))
     observations: list[Observation] = []
     tick = 0
     while bool(jnp.any(state.status == Status.RUNNING)):
@@ -371,7 +378,7 @@ def run(
             if (shortage < 0).any():
                 stencil = tuple(n + int(p) for n, p in zip(stencil, np.asarray(systems.pbc).any(axis=0), strict=True))
             else:
-                capacity = bucket(int(1.2 * shortage.max()))
+                capacity = bucket(int(1.3 * shortage.max()))
             state = _with_room(basis, state, protocol.skin, capacity, stencil)
             continue
         state, tick = new, tick + BLOCK
@@ -383,6 +390,7 @@ def run(
         jax.tree.map(np.asarray, state.safe),
         np.asarray(state.safe_step),
         jax.tree.map(lambda *parts: np.concatenate(parts), *observations),
+        capacity,
     )
 
 

@@ -18,8 +18,9 @@ class Status(IntEnum):
     TOO_CLOSE = 3
     LARGE_FORCE = 4
     TOO_HOT = 5
-    NOT_FINITE = 6
-    TOO_FAST = 7
+    HIGH_PRESSURE = 6
+    NOT_FINITE = 7
+    TOO_FAST = 8
 
 
 _MESSAGES = {
@@ -29,6 +30,7 @@ _MESSAGES = {
     Status.TOO_CLOSE: "two atoms came closer than the shortest distance allowed",
     Status.LARGE_FORCE: "a force exceeded the largest allowed",
     Status.TOO_HOT: "the temperature exceeded the highest allowed",
+    Status.HIGH_PRESSURE: "the pressure exceeded the highest allowed, or minus that",
     Status.NOT_FINITE: "energy or forces are not finite",
     Status.TOO_FAST: "an atom outran the neighbour list's margin in one step; reduce the time step",
 }
@@ -44,28 +46,32 @@ class Guards(NamedTuple):
 
     Attributes
     ----------
-    min_distance : Å.
+    min_distance : in the units of the distances it is compared with.
     max_force : eV/Å, largest norm of an unbiased force.
-    max_temperature : K, instantaneous.
+    max_temperature : instantaneous kT, eV.
+    max_pressure : eV/Å^3, of either sign; no replica of a molecule has one.
     """
 
     min_distance: jax.Array | float
     max_force: jax.Array | float
     max_temperature: jax.Array | float
+    max_pressure: jax.Array | float
 
 
 def guard(
     guards: Guards,
     shortest: jax.Array,
     largest_force: jax.Array,
-    temperature: jax.Array,
+    kT: jax.Array,
+    pressure: jax.Array,
     finite: jax.Array,
     too_fast: jax.Array,
 ) -> jax.Array:
     """The status () that the gravest violated guard sets, RUNNING where none is."""
     status = jnp.asarray(Status.RUNNING, jnp.int32)
     for violated, code in (
-        (temperature > guards.max_temperature, Status.TOO_HOT),
+        (jnp.abs(pressure) > guards.max_pressure, Status.HIGH_PRESSURE),
+        (kT > guards.max_temperature, Status.TOO_HOT),
         (largest_force > guards.max_force, Status.LARGE_FORCE),
         (shortest < guards.min_distance, Status.TOO_CLOSE),
         (too_fast, Status.TOO_FAST),

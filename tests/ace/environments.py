@@ -68,7 +68,12 @@ def vectors(positions: jax.Array, cell: jax.Array, index: jax.Array, shift: jax.
 
 
 def random_atoms(
-    rng: np.random.Generator, basis: ACEBasis, n: int = 6, pbc=True, volume: float = 14.0, margin: float = 0.02
+    rng: np.random.Generator,
+    basis: ACEBasis,
+    n: int = 6,
+    pbc=True,
+    volume: float = 14.0,
+    margin: float = 0.02,
 ) -> ase.Atoms:
     """``n`` random atoms in a random triclinic cell of ``volume`` Å^3 an atom, every element among them.
 
@@ -115,7 +120,9 @@ def cluster(rng: np.random.Generator, basis: ACEBasis, n: int, radius: float) ->
 @lru_cache
 def values(basis: ACEBasis):
     """Jitted (positions, cell, index, shift, z_i, z_j) -> D."""
-    return jax.jit(lambda positions, cell, index, shift, *z: descriptor(basis, vectors(positions, cell, index, shift), *z))
+    return jax.jit(
+        lambda positions, cell, index, shift, *z: descriptor(basis, vectors(positions, cell, index, shift), *z)
+    )
 
 
 @lru_cache

@@ -67,7 +67,11 @@ def test_no_function_is_empty(name):
 def test_is_hashable_and_equal_by_value():
     basis, same = ace_basis(["Al", "Cu"], 5, 3, 6), ace_basis(("Al", "Cu"), 5.0, 3, 6)
     assert basis == same and hash(basis) == hash(same) and len({basis, same}) == 1
-    different = [ace_basis(("Cu", "Al"), 5, 3, 6), ace_basis(("Al", "Cu"), 5.5, 3, 6), ace_basis(("Al", "Cu"), 5, 2, 6)]
+    different = [
+        ace_basis(("Cu", "Al"), 5, 3, 6),
+        ace_basis(("Al", "Cu"), 5.5, 3, 6),
+        ace_basis(("Al", "Cu"), 5, 2, 6),
+    ]
     assert len({basis, *different}) == 4
     len(basis), basis.tables, basis.labels
     assert basis == same and hash(basis) == hash(same)  # what is cached does not enter

@@ -150,7 +150,12 @@ def test_span_equals_that_of_group_averages(ls, groups, rng):
 def test_null_space_does_not_depend_on_lapack(monkeypatch, rng):
     """Another matrix with the same null space sends the SVD elsewhere in it, but gives the same functions."""
     original = coupling._null_space
-    many = [((1, 1, 1, 1), (0, 1, 2, 3)), ((2, 2, 2, 2), (0, 1, 2, 3)), ((1, 2, 2, 3), (0, 1, 1, 3)), ((2,) * 5, (0,) * 5)]
+    many = [
+        ((1, 1, 1, 1), (0, 1, 2, 3)),
+        ((2, 2, 2, 2), (0, 1, 2, 3)),
+        ((1, 2, 2, 3), (0, 1, 1, 3)),
+        ((2,) * 5, (0,) * 5),
+    ]
     expected = [invariants(*case) for case in many]
 
     def mixed(matrix):

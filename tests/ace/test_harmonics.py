@@ -9,11 +9,11 @@ from haljax.ace.harmonics import real_harmonics
 L_MAX = 8
 
 
-def complex_harmonics(l, m, theta, phi):  # noqa: E741
+def complex_harmonics(degree, m, theta, phi):
     """Y_lm with the Condon-Shortley phase; polar angle theta, azimuth phi. SciPy renamed it in 1.15."""
     if hasattr(scipy.special, "sph_harm_y"):
-        return scipy.special.sph_harm_y(l, m, theta, phi)
-    return scipy.special.sph_harm(m, l, phi, theta)
+        return scipy.special.sph_harm_y(degree, m, theta, phi)
+    return scipy.special.sph_harm(m, degree, phi, theta)
 
 
 def unit(rng, n):

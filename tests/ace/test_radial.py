@@ -1,5 +1,7 @@
 """Radial polynomials against a QR construction; the functions of r at the cutoff and at the core."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +73,7 @@ def test_product_expansion_reproduces_the_product(ns, p, rng):
 
 
 def test_smooth_step_has_three_continuous_derivatives():
-    step = lambda r: smooth_step(r, 1.0, 1.5)  # noqa: E731
+    step = partial(smooth_step, r_in=1.0, r_out=1.5)
     assert step(0.3) == step(1.0) == 0 and step(1.5) == step(9.0) == 1
     np.testing.assert_allclose(step(1.25), 0.5, rtol=1e-14)
     r = np.linspace(1, 1.5, 50)

@@ -15,9 +15,8 @@ def eager(positions, cell, index, shift, *z):
     return vectors(*(jnp.asarray(x) for x in (positions, cell, index, shift))), *(jnp.asarray(x) for x in z)
 
 
-@pytest.mark.parametrize("name", ["Si-o4-d7", "AlCu-o3-d6"])
-def test_jit_equals_eager(name, rng):
-    basis = BASES[name]
+def test_jit_equals_eager(rng):
+    basis = BASES["AlCu-o3-d6"]
     structure = from_ase(random_atoms(rng, basis), basis)
     arguments = eager(*structure)
     # Another order of summation, no more.
@@ -57,7 +56,10 @@ def test_vmap_equals_loop(rng):
     batch = [from_ase(random_atoms(rng, basis, n=n), basis) for n in (6, 5, 7)]
     stacked = [np.stack(x) for x in zip(*batch, strict=True)]
     c = rng.normal(size=len(basis)) / sizes(basis)
-    together = jax.vmap(values(basis))(*stacked), *jax.vmap(forces(basis), in_axes=(None,) + (0,) * 6)(c, *stacked)
+    together = (
+        jax.vmap(values(basis))(*stacked),
+        *jax.vmap(forces(basis), in_axes=(None,) + (0,) * 6)(c, *stacked),
+    )
     energies, _ = jax.vmap(core(basis))(*stacked)
     for i, structure in enumerate(batch):
         one = values(basis)(*structure), *forces(basis)(c, *structure)
@@ -93,12 +95,15 @@ def test_empty_slots_and_atoms_close_by_give_no_nan(name, dtype, rng):
     atoms = random_atoms(rng, basis, n=4)
     atoms.positions[1] = atoms.positions[0] + [1e-4, 0, 0]
     structure = from_ase(atoms, basis)
-    structure = structure._replace(
-        **{x: getattr(structure, x).astype(dtype) for x in ("positions", "cell", "shift")}
-    )
+    structure = structure._replace(**{x: getattr(structure, x).astype(dtype) for x in ("positions", "cell", "shift")})
     c = (1 / sizes(basis)).astype(dtype)
     for leaf in jax.tree.leaves(
-        [values(basis)(*structure), forces(basis)(c, *structure), rows(basis)(*structure), core(basis)(*structure)]
+        [
+            values(basis)(*structure),
+            forces(basis)(c, *structure),
+            rows(basis)(*structure),
+            core(basis)(*structure),
+        ]
     ):
         assert np.all(np.isfinite(leaf))
         assert leaf.dtype == dtype

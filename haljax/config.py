@@ -1,0 +1,532 @@
+"""The config of a campaign of hyperactive learning: typed, validated TOML.
+
+One class a table, one attribute a key; the string under an attribute says what it means, and is what an error
+shows. Relative paths are relative to the TOML file.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import textwrap
+import tomllib
+from collections.abc import Mapping
+from difflib import get_close_matches
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, get_args
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    PlainValidator,
+    PrivateAttr,
+    SerializationInfo,
+    Strict,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+if TYPE_CHECKING:
+    from haljax.ace import ACEBasis
+
+# Keys on which no result depends, or that may be raised to go on: they may differ on resumption.
+MAY_CHANGE = frozenset(
+    {"directory", "stop", "reference.workers", "reference.timeout_s", "reference.max_attempts"}
+)
+
+
+class ConfigError(ValueError):
+    """A config is not valid; the message names the file, every wrong key, and what is allowed."""
+
+
+class Ramp(NamedTuple):
+    """A value that changes linearly over a trajectory; ``{from = …, to = …}`` in TOML."""
+
+    start: float
+    end: float
+
+
+Schedule = float | Ramp | tuple[float | Ramp, ...]
+
+
+def per_replica(value: Schedule, i: int) -> tuple[float, float]:
+    """Where the value starts and ends for replica ``i``; a list is cycled over the replicas."""
+    if isinstance(value, Ramp):
+        return value.start, value.end
+    if isinstance(value, tuple):
+        return per_replica(value[i % len(value)], i)
+    return value, value
+
+
+# ------------------------------------------------------------------------------------------------- types of keys
+
+
+def _number(value: Any, lowest: float, open_end: bool) -> float:
+    finite = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    if not finite or value < lowest or (open_end and value == lowest):
+        bound = f" {'above' if open_end else 'of at least'} {lowest:g}" if lowest > -float("inf") else ""
+        raise ValueError(f"should be a number{bound}, a ramp {{from = …, to = …}}, or a list of these")
+    return float(value)
+
+
+def _schedule(lowest: float = -float("inf"), open_end: bool = False) -> PlainValidator:
+    def one(value: Any) -> float | Ramp:
+        if isinstance(value, Ramp):
+            return value
+        if isinstance(value, Mapping) and set(value) == {"from", "to"}:
+            return Ramp(_number(value["from"], lowest, open_end), _number(value["to"], lowest, open_end))
+        return _number(value, lowest, open_end)
+
+    def parse(value: Any) -> Schedule:
+        if isinstance(value, list | tuple) and not isinstance(value, Ramp) and value:
+            return tuple(map(one, value))
+        return one(value)
+
+    return PlainValidator(parse)
+
+
+def _plain(value: Schedule) -> Any:
+    if isinstance(value, Ramp):
+        return {"from": value.start, "to": value.end}
+    return list(map(_plain, value)) if isinstance(value, tuple) else value
+
+
+def _absolute(value: Any, info: ValidationInfo) -> Path:
+    if not isinstance(value, str | Path) or not str(value):
+        raise ValueError("should be a path in quotes")
+    context = info.context or {}
+    path = Path(os.path.abspath(context.get("base", Path()) / Path(value).expanduser()))
+    context.get("given", {})[path] = str(value)
+    return path
+
+
+def _as_given(path: Path, info: SerializationInfo) -> str:
+    return (info.context or {}).get(path, str(path))
+
+
+def _existing(path: Path) -> Path:
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    return path
+
+
+def _not_a_file(path: Path) -> Path:
+    if path.is_file():
+        raise ValueError(f"{path} is a file; give a directory, which is made when missing")
+    return path
+
+
+def _chemical(elements: tuple[str, ...]) -> tuple[str, ...]:
+    from ase.data import chemical_symbols
+
+    known = chemical_symbols[1:]
+    for element in elements:
+        if element not in known:
+            near = get_close_matches(element.capitalize(), known, 1)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"{element!r} is not a chemical symbol{hint}")
+    if repeated := sorted({e for e in elements if elements.count(e) > 1}):
+        raise ValueError(f"{', '.join(repeated)} stands in it more than once")
+    return elements
+
+
+def _one_body(value: Any) -> Any:
+    if isinstance(value, Mapping) and value:
+        for element, energy in value.items():
+            if (
+                isinstance(energy, bool)
+                or not isinstance(energy, int | float)
+                or not abs(energy) < float("inf")
+            ):
+                raise ValueError(f"{element} = {_shown(energy)} should be an energy in eV")
+        return {str(element): float(energy) for element, energy in value.items()}
+    if value not in ("lsq", "isolated"):
+        raise ValueError(
+            "should be 'lsq', 'isolated' or a table of energies in eV, such as {Al = -3.1, Cu = -3.5}"
+        )
+    return value
+
+
+def _data(arguments: dict[str, Any]) -> dict[str, Any]:
+    for name, value in arguments.items():
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ValueError(
+                f"{name} should be plain data: numbers, strings, true, false, lists and tables ({error}); "
+                "give a calculator that needs more as an object, in Python"
+            ) from error
+    return arguments
+
+
+def _dotted(path: str) -> str:
+    if not re.fullmatch(r"[^\W\d]\w*([.:][^\W\d]\w*)+", path):
+        raise ValueError("should be the dotted path of an ASE calculator, such as 'ase.calculators.emt.EMT'")
+    return path
+
+
+def _multiple(interval: int, info: ValidationInfo) -> int:
+    check = info.data.get("check_interval", 1)
+    if interval % check:
+        raise ValueError(f"should be a multiple of check_interval = {check}")
+    return interval
+
+
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+GivenPath = Annotated[Path, PlainValidator(_absolute), PlainSerializer(_as_given)]
+ExistingFile = Annotated[GivenPath, AfterValidator(_existing)]
+AnySchedule = Annotated[Schedule, _schedule(), PlainSerializer(_plain)]
+PositiveSchedule = Annotated[Schedule, _schedule(0, open_end=True), PlainSerializer(_plain)]
+NotNegativeSchedule = Annotated[Schedule, _schedule(0), PlainSerializer(_plain)]
+
+
+# ---------------------------------------------------------------------------------------------------- the tables
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
+
+
+class Reference(_Table):
+    """``[reference]``: the truth."""
+
+    calculator: Annotated[str, AfterValidator(_dotted)] | None = Field(None, validate_default=True)
+    """dotted path of an ASE calculator class, or of a function that returns a calculator"""
+    arguments: Annotated[dict[str, Any], AfterValidator(_data)] = {}
+    """its keyword arguments"""
+    workers: Count = Field(default_factory=lambda: os.cpu_count() or 1)
+    """labels computed at once"""
+    timeout_s: Positive | None = None
+    """longest time for one label, s"""
+    max_attempts: Count = 2
+    """a label that failed so often is given up"""
+
+    @field_validator("calculator")
+    @classmethod
+    def _given_somewhere(cls, path: str | None, info: ValidationInfo) -> str | None:
+        if path is None and not (info.context or {}).get("calculator_given", True):
+            raise ValueError(
+                "missing; give the dotted path of an ASE calculator, such as 'ase.calculators.emt.EMT', "
+                "or from Python a calculator: HAL(config, calculator=…)"
+            )
+        return path
+
+
+class Start(_Table):
+    """``[start]``: where it begins."""
+
+    structures: ExistingFile
+    """file of the first structures, labelled or not, in any format that ASE reads"""
+
+
+class Basis(_Table):
+    """``[basis]``: arguments of `haljax.ace_basis`."""
+
+    elements: Annotated[tuple[str, ...], Strict(False), Field(min_length=1), AfterValidator(_chemical)]
+    """list of the chemical symbols of all atoms"""
+    cutoff: Positive = 5.0
+    """radius of an environment, Å"""
+    order: Count = 3
+    """correlation order: body order minus one"""
+    max_degree: Count = 10
+    """bound on the sum of n + 1.5 l"""
+
+
+def _of_training(name: str) -> float:
+    return getattr(import_module("haljax.training"), name)
+
+
+class Fit(_Table):
+    """``[fit]``: arguments of `haljax.fit`."""
+
+    e0: Annotated[str | dict[str, float], PlainValidator(_one_body)] = "lsq"
+    """energies of the isolated elements: 'lsq', 'isolated' or a table in eV"""
+    energy_weight: Positive = Field(default_factory=partial(_of_training, "ENERGY_WEIGHT"))
+    """weight of an energy per atom, 1/eV"""
+    force_weight: Positive = Field(default_factory=partial(_of_training, "FORCE_WEIGHT"))
+    """weight of a force component, Å/eV"""
+    stress_weight: NotNegative = Field(default_factory=partial(_of_training, "STRESS_WEIGHT"))
+    """weight of a virial component per atom, 1/eV"""
+    solver: Literal["brr", "ard"] = "brr"
+    """one prior precision for all functions, or one each"""
+    smoothness: NotNegative = Field(default_factory=partial(_of_training, "SMOOTHNESS"))
+    """power of the smoothness prior"""
+
+
+class Dynamics(_Table):
+    """``[dynamics]``: the biased trajectories."""
+
+    replicas: Count = 8
+    """trajectories of each iteration"""
+    temperature_K: PositiveSchedule
+    """K: a number above 0, a ramp {from = …, to = …}, or a list of these that the replicas cycle through"""
+    pressure_GPa: AnySchedule | None = None
+    """GPa, in the same forms; the cell is fixed where it is absent"""
+    tau_rel: NotNegativeSchedule = 0.2
+    """relative strength of the bias, in the same forms; 0 is no bias"""
+    n_steps: Count = 2000
+    """length of a trajectory"""
+    timestep_fs: Positive = 1.0
+    """fs"""
+    friction_per_fs: NotNegative = 0.01
+    """of the Langevin thermostat, 1/fs"""
+    tolerance: Positive = 0.2
+    """a replica whose relative force error exceeds it stops"""
+    epsilon: Positive = 0.2
+    """eV/Å, in the denominator of the relative force error"""
+    criterion: Literal["max", "softmax"] = "max"
+    """how the errors of the atoms become one number"""
+    committee: Annotated[int, Field(ge=2)] = 8
+    """members that judge the forces"""
+    tau_history: Count = 100
+    """steps over which the strength of the bias is averaged"""
+    tau_delay: Annotated[int, Field(ge=0)] | None = None
+    """steps without bias; tau_history where it is absent"""
+    check_interval: Count = 10
+    """steps between two looks at forces and uncertainty"""
+    cell_interval: Annotated[Count, AfterValidator(_multiple)] = 10
+    """steps between two moves of the cell, where there is a pressure"""
+    cell_fixed_shape: bool = False
+    """let the volume change only"""
+    cell_step: Positive = 0.01
+    """strain of a move of the cell for 40 atoms at 500 K"""
+    swap_interval: Annotated[int, Field(ge=0), AfterValidator(_multiple)] = 0
+    """steps between two swaps of unlike atoms; 0 for none"""
+    skin: Positive = 0.7
+    """margin of the neighbour lists, Å"""
+    min_distance: NotNegative = 0.6
+    """shortest distance allowed, in units of the sum of the covalent radii"""
+    max_force: Positive = 50.0
+    """largest force allowed, eV/Å"""
+    max_temperature_K: Positive = 5000.0
+    """highest temperature allowed, K"""
+    max_pressure_GPa: Positive = 50.0
+    """highest pressure of a periodic system allowed, of either sign, GPa"""
+    replicas_per_batch: Count = 4
+    """replicas stepped together: many on a GPU, few on a CPU"""
+
+    @model_validator(mode="after")
+    def _default_cell_interval(self) -> Self:
+        if self.pressure_GPa is not None and self.cell_interval % self.check_interval:
+            raise ValueError(
+                f"cell_interval = {self.cell_interval} (the default) should be a multiple of "
+                f"check_interval = {self.check_interval}; set it"
+            )
+        return self
+
+
+class Labels(_Table):
+    """``[labels]``: what is asked of the reference."""
+
+    per_iteration: Count = 4
+    """labels of each iteration"""
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
+    """fraction of the new labels that is held out of the fit"""
+
+
+class Stop(_Table):
+    """``[stop]``: when it is enough; the first limit that is met counts."""
+
+    max_labels: Count | None = None
+    """labels of start and iterations"""
+    max_iterations: Count | None = None
+    """rounds of dynamics"""
+    tolerance: Positive | None = None
+    """stop when the relative force error stayed below it"""
+    patience: Count = 3
+    """iterations for which it has to"""
+    max_wall_s: Positive | None = None
+    """wall time, s"""
+
+    @model_validator(mode="after")
+    def _stops(self) -> Self:
+        limits = ("max_labels", "max_iterations", "tolerance", "max_wall_s")
+        if all(getattr(self, limit) is None for limit in limits):
+            raise ValueError(f"it would never stop; give at least one of {', '.join(limits)}")
+        return self
+
+
+class ReferenceMD(_Table):
+    """``[test.reference_md]``: test structures from molecular dynamics of the reference."""
+
+    temperature_K: Annotated[tuple[Positive, ...], Strict(False), Field(min_length=1)]
+    """list of temperatures in K"""
+    frames: Count = 20
+    """structures for each temperature"""
+    interval: Count = 50
+    """steps between two of them"""
+    burn_in: Annotated[int, Field(ge=0)] = 200
+    """steps before the first"""
+    timestep_fs: Positive = 2.0
+    """fs"""
+
+
+class Test(_Table):
+    """``[test]``: the independent test set."""
+
+    __test__ = False  # whatever pytest thinks
+
+    structures: ExistingFile | None = None
+    """file of test structures, labelled or not"""
+    reference_md: ReferenceMD | None = None
+    """molecular dynamics that makes them"""
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.structures is None and self.reference_md is None:
+            raise ValueError("give structures, or a table [test.reference_md], or leave it out")
+        return self
+
+
+class HALConfig(_Table):
+    """All of a config. Paths are absolute; see `load_config`."""
+
+    directory: Annotated[GivenPath, AfterValidator(_not_a_file)]
+    """the run directory, which is made when missing"""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """of all random numbers"""
+    reference: Reference = Field({}, validate_default=True)
+    """table of the reference calculator"""
+    start: Start
+    """a table [start] with the key structures"""
+    basis: Basis
+    """a table [basis] with at least the key elements"""
+    fit: Fit = Field({}, validate_default=True)
+    """table of arguments of the fit"""
+    dynamics: Dynamics
+    """a table [dynamics] with at least the key temperature_K"""
+    labels: Labels = Labels()
+    """table on labelling"""
+    stop: Stop
+    """a table [stop] with at least one of max_labels, max_iterations, tolerance, max_wall_s"""
+    test: Test | None = None
+    """table of the test set"""
+
+    _given: dict[Path, str] = PrivateAttr(default_factory=dict)
+
+    @field_validator("fit")
+    @classmethod
+    def _every_element(cls, fit: Fit, info: ValidationInfo) -> Fit:
+        if isinstance(fit.e0, dict) and "basis" in info.data:
+            elements = info.data["basis"].elements
+            if missing := [e for e in elements if e not in fit.e0]:
+                raise ValueError(
+                    f"e0 lacks {', '.join(missing)}; give an energy in eV for every element of the basis"
+                )
+            if foreign := [e for e in fit.e0 if e not in elements]:
+                raise ValueError(
+                    f"e0 names {', '.join(foreign)}, not among basis.elements ({', '.join(elements)})"
+                )
+        return fit
+
+    def ace_basis(self) -> ACEBasis:
+        """The basis that the config describes."""
+        from haljax.ace import ace_basis
+
+        return ace_basis(**self.basis.model_dump())
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data with every default filled in, and paths as they were given, so that a folder may be moved."""
+        return self.model_dump(mode="json", context=self._given)
+
+
+# ----------------------------------------------------------------------------------------------------- loading
+
+
+def load_config(source: str | Path | Mapping[str, Any], calculator_given: bool = False) -> HALConfig:
+    """Read and validate a config.
+
+    Parameters
+    ----------
+    source : path of a TOML file, or the same as a mapping, whose relative paths are relative to the working directory.
+    calculator_given : ``reference.calculator`` may be absent.
+
+    Raises
+    ------
+    ConfigError : no such file, not TOML, or keys missing, unknown or wrong; the message names all of them.
+    """
+    if isinstance(source, Mapping):
+        name, base, data = "the config", Path.cwd(), dict(source)
+    else:
+        name, base = str(source), Path(source).expanduser().absolute().parent
+        try:
+            data = tomllib.loads(Path(source).expanduser().read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(
+                f"{name} cannot be read: {error.strerror}; give the path of a TOML file"
+            ) from error
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{name} is not a TOML file: it is not text in UTF-8 ({error})") from error
+        except tomllib.TOMLDecodeError as error:
+            raise ConfigError(f"{name} is not valid TOML: {error}") from error
+    given: dict[Path, str] = {}
+    try:
+        config = HALConfig.model_validate(
+            data, context={"base": base, "given": given, "calculator_given": calculator_given}
+        )
+    except ValidationError as error:
+        lines = [_line(e) for e in error.errors(include_url=False)]
+        count = "1 key needs" if len(lines) == 1 else f"{len(lines)} keys need"
+        raise ConfigError(f"{name}: {count} correction\n" + textwrap.indent("\n".join(lines), "  ")) from None
+    config._given.update(given)
+    return config
+
+
+def _line(error: Any) -> str:
+    """One error of pydantic in words: key, what was found, what is allowed."""
+    *tables, key = loc = error["loc"]
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
+    table = _table_at(tables)
+    if error["type"] == "extra_forbidden":
+        return f"{path}: unknown key; {_hint(str(key), table or HALConfig)}"
+    field = table.model_fields.get(str(key)) if table else None
+    meaning = field.description if field else None
+    if error["type"] == "missing":
+        return f"{path}: missing; give {meaning}"
+    if error["type"] == "value_error":
+        problem, meaning = str(error["ctx"]["error"]), None
+    elif error["type"] == "model_type":
+        problem, meaning = "should be a table", None
+    else:
+        problem = error["msg"].replace("Input should be", "should be").replace("tuple", "list")
+    # A table is named, not shown, and so is a key that is absent.
+    named = error["input"] is None or (isinstance(error["input"], Mapping) and _table_at(list(loc)))
+    found = "" if named else f" = {_shown(error['input'])}"
+    return f"{path}{found}: {problem}" + (f" ({meaning})" if meaning else "")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=repr, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _table_at(path: list[str | int]) -> type[BaseModel] | None:
+    """The class of the table at a path of keys, None where that is no table."""
+    table: type[BaseModel] | None = HALConfig
+    for key in path:
+        field = table.model_fields.get(str(key)) if table else None
+        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        table = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
+    return table
+
+
+def _hint(key: str, table: type[BaseModel]) -> str:
+    if near := get_close_matches(key, table.model_fields, 1):
+        return f"did you mean {near[0]}?"
+    for name in HALConfig.model_fields:
+        other = _table_at([name])
+        if other is not None and other is not table and key in other.model_fields:
+            return f"it belongs in [{name}]"
+    return f"allowed here: {', '.join(table.model_fields)}"

@@ -1,0 +1,198 @@
+"""From a config and a model to replicas, and from stopped replicas to a batch worth labelling."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haljax.bayes import committee
+from haljax.config import Dynamics, per_replica
+from haljax.hal.trajectory import Conditions, HALParameters, Observation, Protocol, Run, run
+from haljax.md import Guards, Status
+from haljax.model import Model
+from haljax.potentials import parameters_of
+from haljax.structures import bucket, from_atoms, stack, to_atoms
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+OVERRIDES = (
+    "temperature_K", "pressure_GPa", "tau_rel", "n_steps", "timestep_fs", "friction_per_fs", "tolerance", "epsilon",
+    "tau_history",
+)  # fmt: skip
+
+
+class Explored(NamedTuple):
+    """What a round of dynamics brought.
+
+    Attributes
+    ----------
+    candidates : structures worth a look, with ``info["origin"]``; a replica that was never safe brings none.
+    replicas : one summary a replica.
+    seen : Observation with leaves (checks, replicas), padded after a replica's end.
+    score : the largest criterion met, None where none was finite.
+    """
+
+    candidates: list[Atoms]
+    replicas: list[dict[str, Any]]
+    seen: Observation
+    score: float | None
+
+
+def explore(
+    model: Model,
+    dynamics: Dynamics,
+    starts: Sequence[Atoms],
+    key: jax.Array,
+    memory: dict[int, int],
+    on_progress: Callable[[Mapping[str, list]], Any],
+) -> Explored:
+    """Run one biased replica from each start until it stops.
+
+    Replicas of like size are stepped together, batches on all cores at once.
+
+    Parameters
+    ----------
+    key : replica i uses fold_in(key, i), so that it can be re-run alone.
+    memory : neighbour capacity that was enough, by padded size; kept between rounds to save compilations.
+    """
+    from ase.data import atomic_masses
+
+    basis = model.basis
+    deviations = committee(jax.random.fold_in(key, 1 << 20), model.posterior, dynamics.committee)
+    params = HALParameters(parameters_of(model), deviations - model.posterior.mean[None, :])
+    protocol = Protocol(
+        check_interval=dynamics.check_interval,
+        cell_interval=dynamics.cell_interval if dynamics.pressure_GPa is not None else 0,
+        swap_interval=dynamics.swap_interval,
+        fixed_shape=dynamics.cell_fixed_shape,
+        softmax=dynamics.criterion == "softmax",
+        skin=dynamics.skin,
+    )
+    masses = jnp.asarray(atomic_masses[list(basis.numbers)])
+    conditions = [_conditions(dynamics, atoms, i) for i, atoms in enumerate(starts)]
+
+    by_size: dict[int, list[int]] = {}
+    for i, atoms in enumerate(starts):
+        by_size.setdefault(bucket(len(atoms)), []).append(i)
+    width = dynamics.replicas_per_batch
+    batches = [
+        (size, members[k : k + width]) for size, members in by_size.items() for k in range(0, len(members), width)
+    ]
+    latest: dict[str, list] = {name: [None] * len(starts) for name in Observation._fields}
+    lock = threading.Lock()
+
+    def one_batch(batch: tuple[int, list[int]]) -> Run:
+        size, members = batch
+        filled = members + [members[-1]] * (width - len(members))
+
+        def on_block(seen: Observation) -> None:
+            with lock:
+                for name, values in seen._asdict().items():
+                    for column, i in enumerate(members):
+                        latest[name][i] = values[-1, column].item()
+                on_progress(latest)
+
+        result = run(
+            basis,
+            protocol,
+            params,
+            jax.tree.map(lambda *leaves: jnp.stack(leaves), *(conditions[i] for i in filled)),
+            jax.tree.map(jnp.asarray, stack([from_atoms(starts[i], basis.elements, size=size) for i in filled])),
+            masses,
+            jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(filled)),
+            idle=np.arange(width) >= len(members),
+            capacity=memory.get(size, 0),
+            on_block=on_block,
+        )
+        with lock:
+            memory[size] = max(memory.get(size, 0), result.capacity)
+        return result
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        runs = list(pool.map(one_batch, batches))
+    return _gathered(basis.elements, starts, batches, runs)
+
+
+def _conditions(dynamics: Dynamics, atoms: Atoms, i: int) -> Conditions:
+    """What replica ``i`` runs under; ``info["hal_…"]`` of its start overrides the config, as in ACEHAL."""
+    from ase import units
+
+    values = {name: getattr(dynamics, name) for name in OVERRIDES}
+    values |= {name: float(atoms.info[f"hal_{name}"]) for name in OVERRIDES if f"hal_{name}" in atoms.info}
+    delay = dynamics.tau_delay if dynamics.tau_delay is not None else values["tau_history"]
+
+    def ramp(name: str, unit: float) -> jax.Array:
+        value = values[name]
+        return jnp.asarray([np.nan, np.nan] if value is None else per_replica(value, i)) * unit
+
+    kT = ramp("temperature_K", units.kB)
+    step = dynamics.cell_step * np.sqrt(float(kT[0]) / units.kB / 500 / (len(atoms) / 40))
+    return Conditions(
+        kT=kT,
+        pressure=ramp("pressure_GPa", units.GPa),
+        tau_rel=ramp("tau_rel", 1.0),
+        n_steps=jnp.asarray(int(values["n_steps"])),
+        dt=jnp.asarray(values["timestep_fs"] * units.fs),
+        friction=jnp.asarray(values["friction_per_fs"] / units.fs),
+        tolerance=jnp.asarray(float(values["tolerance"])),
+        epsilon=jnp.asarray(float(values["epsilon"])),
+        tau_history=jnp.asarray(float(values["tau_history"])),
+        tau_delay=jnp.asarray(float(delay)),
+        cell_step=jnp.asarray(step),
+        guards=Guards(
+            min_distance=jnp.asarray(dynamics.min_distance),
+            max_force=jnp.asarray(dynamics.max_force),
+            max_temperature=jnp.asarray(dynamics.max_temperature_K * units.kB),
+            max_pressure=jnp.asarray(dynamics.max_pressure_GPa * units.GPa),
+        ),
+    )
+
+
+def _gathered(
+    elements: Sequence[str], starts: Sequence[Atoms], batches: Sequence[tuple[int, list[int]]], runs: Sequence[Run]
+) -> Explored:
+    n, checks = len(starts), max(len(result.seen.step) for result in runs)
+    seen = Observation(
+        *(
+            np.full((checks, n), -1 if np.issubdtype(leaf.dtype, np.integer) else np.nan, leaf.dtype)
+            for leaf in runs[0].seen
+        )
+    )
+    candidates: dict[int, Atoms] = {}
+    replicas: list[dict[str, Any]] = [{}] * n
+    for (_, members), result in zip(batches, runs, strict=True):
+        for column, i in enumerate(members):
+            # A replica that stopped repeats its last look; keep one.
+            status = result.seen.status[:, column]
+            end = int(np.argmax(status != Status.RUNNING)) + 1
+            for whole, part in zip(seen, result.seen, strict=True):
+                whole[:end, i] = part[:end, column]
+            name = Status(int(result.status[column])).name.lower()
+            replicas[i] = {
+                "status": name,
+                "step": int(result.step[column]),
+                "start": i,
+                "temperature_K": _finite(result.seen.temperature[end - 1, column]),
+                "criterion": _finite(result.seen.criterion[end - 1, column]),
+            }
+            if result.candidate_step[column] > 0:
+                atoms = to_atoms(jax.tree.map(lambda leaf: leaf[column], result.candidate), elements)  # noqa: B023
+                atoms.info["config_type"] = starts[i].info.get("config_type", "all")
+                atoms.info["origin"] = {"replica": i, **replicas[i], "step": int(result.candidate_step[column])}
+                candidates[i] = atoms
+    finite = seen.criterion[np.isfinite(seen.criterion)]
+    score = float(finite.max()) if finite.size else None
+    return Explored([candidates[i] for i in sorted(candidates)], replicas, seen, score)
+
+
+def _finite(value: np.floating) -> float | None:
+    """A number for the journal, which knows no NaN."""
+    return float(value) if np.isfinite(value) else None

@@ -1,0 +1,491 @@
+"""The campaign of hyperactive learning: explore, choose, label, learn, repeat; durable and resumable."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from haljax.bayes import require_x64
+from haljax.campaign import (
+    Journal,
+    JournalError,
+    Limits,
+    Oracle,
+    Outcome,
+    Progress,
+    open_campaign,
+    why_stop,
+    write_atomic,
+)
+from haljax.config import HALConfig, load_config
+from haljax.evaluation import Calibration, ErrorTable, calibrate, evaluate
+from haljax.hal.acquisition import Explored, explore
+from haljax.hal.reference import Reference, decode, encode
+from haljax.model import Model
+from haljax.structures import from_atoms, labels
+from haljax.training import fit, refit, select
+
+if TYPE_CHECKING:
+    from concurrent.futures import Executor
+
+    from ase import Atoms
+
+MD_STARTS = 4  # start structures that reference dynamics of the test set sets out from, at each temperature
+MIN_HELD_OUT = 5  # labels below which the calibration takes the test set instead
+
+
+class Result(NamedTuple):
+    """What a campaign ended with.
+
+    Attributes
+    ----------
+    reason : why it stopped. model : calibrated where there were labels to do it with.
+    errors : on the test set, None without one. calibration : None without held-out or test labels.
+    """
+
+    reason: str
+    model: Model
+    errors: ErrorTable | None
+    calibration: Calibration | None
+
+
+class HAL:
+    """Hyperactive learning after van der Oord et al., npj Comput Mater 9, 168 (2023).
+
+    Parameters
+    ----------
+    config : path of a TOML file, or the same as a dict; see `haljax.config`.
+    calculator : an ASE calculator, in place of ``reference.calculator``. It is sent to worker processes by pickle.
+    executor : any `concurrent.futures.Executor` (or a function that makes one) for the labels; default: processes.
+    resume : go on with what the run directory holds.
+    progress : called with a dict at each event.
+
+    Raises
+    ------
+    haljax.config.ConfigError : the config is not valid.
+    """
+
+    def __init__(
+        self,
+        config: str | Path | Mapping[str, Any] | HALConfig,
+        calculator: Any = None,
+        executor: Executor | Callable[[], Executor] | None = None,
+        resume: bool = False,
+        progress: Callable[[dict[str, Any]], Any] | None = None,
+    ) -> None:
+        self.config = config if isinstance(config, HALConfig) else load_config(config, calculator is not None)
+        self._executor, self._resume = executor, resume
+        self._progress = progress or (lambda event: None)
+        reference = self.config.reference
+        self._reference = Reference(calculator if calculator is not None else reference.calculator, reference.arguments)
+
+    def plan(self) -> str:
+        """What would run, in words; checks everything that can be checked without labelling."""
+        c, basis = self.config, self.config.ace_basis()
+        starts = self._starts()
+        unlabelled = sum(_unlabelled(atoms) for atoms in starts)
+        limits = {k: v for k, v in c.stop.model_dump().items() if v is not None}
+        return "\n".join(
+            [
+                f"run directory   {c.directory}",
+                f"reference       {c.reference.calculator or 'a calculator object'}, {c.reference.workers} at once",
+                f"basis           {'-'.join(basis.elements)}, order {basis.order}, degree {basis.max_degree}, "
+                f"cutoff {basis.cutoff:g} Å: {len(basis)} functions",
+                f"start           {len(starts)} structures of {min(map(len, starts))} to {max(map(len, starts))} atoms, "
+                f"{unlabelled} to be labelled",
+                f"each iteration  {c.dynamics.replicas} replicas of at most {c.dynamics.n_steps} steps of "
+                f"{c.dynamics.timestep_fs:g} fs, {c.labels.per_iteration} labels",
+                f"stop            {', '.join(f'{k} = {v:g}' for k, v in limits.items())}",
+            ]
+        )
+
+    def run(self, max_labels: int | None = None, max_iterations: int | None = None) -> Result:
+        """Run until a limit of ``[stop]`` is met; the arguments take the place of those in the config.
+
+        Raises
+        ------
+        JournalError : the run directory belongs to another campaign, is in use, or cannot be written.
+        RuntimeError : x64 is off, or no start structure could be labelled.
+        """
+        require_x64()
+        starts = self._starts()
+        for i, atoms in enumerate(starts):
+            from_atoms(atoms, self.config.basis.elements, index=i)  # refuse what cannot be described before labelling
+        stop = self.config.stop.model_dump()
+        stop |= {k: v for k, v in (("max_labels", max_labels), ("max_iterations", max_iterations)) if v is not None}
+        directory = Path(self.config.directory)
+        c = self.config
+        with (
+            open_campaign(directory, c.as_json(), resume=self._resume, may_change={"stop", "directory"}) as journal,
+            Oracle(
+                self._reference,
+                self._executor,
+                workers=c.reference.workers,
+                timeout_s=c.reference.timeout_s,
+                max_attempts=c.reference.max_attempts,
+            ) as oracle,
+            _clear_disk_errors(directory),
+        ):
+            return _Campaign(c, directory, journal, oracle, starts, self._progress).run(Limits(**stop))
+
+    def _starts(self) -> list[Atoms]:
+        return _read(self.config.start.structures)
+
+
+class _Campaign:
+    """A campaign under way: the journal's records in memory, and the steps that add to them."""
+
+    def __init__(
+        self,
+        config: HALConfig,
+        directory: Path,
+        journal: Journal,
+        oracle: Oracle,
+        starts: list[Atoms],
+        progress: Callable[[dict[str, Any]], Any],
+    ) -> None:
+        self.config, self.directory, self.journal, self.oracle = config, directory, journal, oracle
+        self.starts, self.progress = starts, progress
+        self.basis = config.ace_basis()
+        self.key = jax.random.key(config.seed)
+        self.capacities: dict[int, int] = {}
+        self.labelled: dict[str, tuple[str, Atoms]] = {}
+        self.requests: dict[int, dict[str, Any]] = {}
+        self.rounds: list[dict[str, Any]] = []
+        for record in journal.read():
+            self._remember(record)
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        if record["type"] == "label":
+            self.labelled[record["id"]] = (record["role"], decode(record))
+        elif record["type"] == "request":
+            self.requests[record["iteration"]] = record
+        elif record["type"] == "iteration":
+            self.rounds.append(record)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        self.journal.append(record)
+        self._remember(record)
+
+    # ------------------------------------------------------------------------------------------ the whole
+
+    def run(self, limits: Limits) -> Result:
+        started = time.perf_counter() - sum(sum(r["seconds"].values()) for r in self.rounds)
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "label"):
+            self._label_before_the_first_fit()
+        self.test = self._with_role("test")
+        with _timed(seconds, "fit"):
+            model = self._first_model()
+        if not self.rounds:
+            self._finish_iteration(0, model, seconds)
+        for done in self.rounds[1:]:
+            model = self._learn(model, done["iteration"])
+        while (reason := why_stop(limits, self._so_far(time.perf_counter() - started))) is None:
+            model = self._iterate(model, len(self.rounds))
+        return self._conclude(model, reason)
+
+    def _iterate(self, model: Model, iteration: int) -> Model:
+        seconds: dict[str, float] = {}
+        if iteration not in self.requests:  # else it was interrupted after the dynamics
+            with _timed(seconds, "dynamics"):
+                explored = self._explore(model, iteration)
+            with _timed(seconds, "select"):
+                self._request(model, iteration, explored)
+        with _timed(seconds, "label"):
+            jobs = self.requests[iteration]["jobs"]
+            self._label({id: job for id, job in jobs.items() if id not in self.labelled}, iteration)
+        with _timed(seconds, "fit"):
+            model = self._learn(model, iteration)
+        self._finish_iteration(iteration, model, seconds)
+        return model
+
+    def _conclude(self, model: Model, reason: str) -> Result:
+        """Calibrate, write what the user takes home, and say why it ended."""
+        from ase.io import write
+
+        from haljax.report import write_report
+
+        held_out = self._with_role("held_out")
+        known = held_out if len(held_out) >= MIN_HELD_OUT else held_out + self.test
+        calibration = None
+        if known:
+            model, calibration = calibrate(model, known)
+            model.save(self.directory / "model.npz")
+        everything = []
+        for role, atoms in self.labelled.values():
+            atoms.info["role"] = role
+            everything.append(atoms)
+        write(self.directory / "structures.tmp", everything, format="extxyz")
+        (self.directory / "structures.tmp").replace(self.directory / "structures.xyz")
+        summary = {"type": "stop", "reason": reason}
+        if calibration is not None:
+            summary["calibration"] = dataclasses.asdict(calibration)
+        self._record(summary)
+        self.progress({"stage": "report"})
+        write_report(self.directory)
+        self.progress({"stage": "stop", "reason": reason})
+        errors = evaluate(model, self.test) if self.test else None
+        return Result(reason, model, errors, calibration)
+
+    def _so_far(self, wall_s: float) -> Progress:
+        scores = [float("inf") if r["score"] is None else r["score"] for r in self.rounds[1:]]
+        return Progress(self._n_labels(), len(self.rounds) - 1, scores, wall_s)
+
+    def _n_labels(self) -> int:
+        return sum(role in ("train", "held_out") for role, _ in self.labelled.values())
+
+    def _with_role(self, wanted: str) -> list[Atoms]:
+        return [atoms for role, atoms in self.labelled.values() if role == wanted]
+
+    def _folder(self, iteration: int) -> Path:
+        folder = self.directory / "iterations" / f"{iteration:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    # ------------------------------------------------------------------------------------------ explore, choose
+
+    def _explore(self, model: Model, iteration: int) -> Explored:
+        dynamics = self.config.dynamics
+        n = dynamics.replicas
+        starts = [self.starts[((iteration - 1) * n + i) % len(self.starts)] for i in range(n)]
+
+        def on_progress(latest: Mapping[str, list]) -> None:
+            self.progress(
+                {
+                    "stage": "dynamics",
+                    "iteration": iteration,
+                    "step": list(latest["step"]),
+                    "status": list(latest["status"]),
+                    "criterion": list(latest["criterion"]),
+                    "temperature_K": list(latest["temperature"]),
+                    "pressure_GPa": list(latest["pressure"]),
+                    "labels": self._n_labels(),
+                }
+            )
+
+        key = jax.random.fold_in(self.key, iteration)
+        explored = explore(model, dynamics, starts, key, self.capacities, on_progress)
+        buffer = io.BytesIO()
+        np.savez(buffer, timestep_fs=dynamics.timestep_fs, **explored.seen._asdict())
+        write_atomic(self._folder(iteration) / "trajectory.npz", buffer.getvalue())
+        return explored
+
+    def _request(self, model: Model, iteration: int, explored: Explored) -> None:
+        """Choose what to label, and write it down before anything is labelled."""
+        self.progress({"stage": "select"})
+        pool = explored.candidates
+        if not pool:
+            raise RuntimeError(
+                f"iteration {iteration}: no replica stayed safe up to its first check ("
+                + ", ".join(sorted({replica["status"] for replica in explored.replicas}))
+                + "); lower the temperature or the time step, or widen the guards in [dynamics]"
+            )
+        picked = select(model, pool, min(self.config.labels.per_iteration, len(pool)))
+        rng = np.random.default_rng([self.config.seed, iteration])
+        jobs = {
+            f"{iteration}-{i}": {
+                "role": "held_out" if rng.random() < self.config.labels.test_fraction else "train",
+                "origin": pool[index].info["origin"],
+                "structure": encode(pool[index]),
+            }
+            for i, index in enumerate(picked)
+        }
+        record = {"type": "request", "iteration": iteration, "jobs": jobs}
+        self._record(record | {"score": explored.score, "replicas": explored.replicas})
+
+    # ------------------------------------------------------------------------------------------ label
+
+    def _label_before_the_first_fit(self) -> None:
+        """Labels of isolated atoms, of the start and of the test set, as far as they are not known."""
+        from ase import Atoms
+
+        c, jobs = self.config, {}
+        if c.fit.e0 == "isolated":
+            for element in self.basis.elements:
+                atoms = Atoms(element, info={"config_type": "isolated_atom"})
+                jobs[f"isolated-{element}"] = ("isolated", "isolated", atoms)
+        for i, atoms in enumerate(self.starts):
+            jobs[f"start-{i}"] = ("train", "start", atoms)
+        if c.test is not None and c.test.structures is not None:
+            for i, atoms in enumerate(_read(c.test.structures)):
+                jobs[f"test-{i}"] = ("test", "test", atoms)
+        unknown = {}
+        for id, (role, source, atoms) in jobs.items():
+            if id in self.labelled:
+                continue
+            job = {"role": role, "origin": {"source": source}, "structure": encode(atoms)}
+            if _unlabelled(atoms):
+                unknown[id] = job
+            else:
+                known = labels(atoms)
+                stress = {"stress": known.stress} if np.isfinite(known.stress).all() else {}
+                label = {"energy": known.energy, "forces": known.forces, **stress}
+                self._record({"type": "label", "id": id, "iteration": -1, **job, **label, "attempts": 0, "seconds": 0.0})
+        if c.test is not None and c.test.reference_md is not None:
+            unknown |= self._reference_md(c.test.reference_md)
+        self._label(unknown, -1)
+
+    def _reference_md(self, md: Any) -> dict[str, dict[str, Any]]:
+        """Jobs of molecular dynamics of the reference, a few starts at each temperature."""
+        jobs = {}
+        n_starts = min(MD_STARTS, len(self.starts), md.frames)
+        for temperature in md.temperature_K:
+            for k in range(n_starts):
+                id = f"md-{temperature:g}-{k}"
+                frames = (md.frames + k) // n_starts
+                if f"{id}-{frames - 1}" in self.labelled:
+                    continue
+                atoms = self.starts[k * len(self.starts) // n_starts].copy()
+                atoms.info["config_type"] = f"{temperature:g} K"
+                jobs[id] = {
+                    "role": "test",
+                    "origin": {"source": "reference_md"},
+                    "structure": encode(atoms),
+                    "md": {
+                        "temperature_K": temperature,
+                        "frames": frames,
+                        "interval": md.interval,
+                        "burn_in": md.burn_in,
+                        "timestep_fs": md.timestep_fs,
+                        "seed": self.config.seed + k,
+                    },
+                }
+        return jobs
+
+    def _label(self, jobs: Mapping[str, dict[str, Any]], iteration: int) -> None:
+        """Label what is asked for; each label is in the journal before the next is looked at."""
+        done = failed = 0
+
+        def on_result(id: str, outcome: Outcome) -> None:
+            nonlocal done, failed
+            job = jobs[id]
+            effort = {"attempts": outcome.attempts, "seconds": outcome.seconds}
+            if outcome.result is None:
+                failed += 1
+                self._record({"type": "failed", "id": id, "iteration": iteration, "error": outcome.error, **effort})
+            else:
+                done += 1
+                frames = outcome.result.get("frames")
+                labels = (
+                    {id: outcome.result}
+                    if frames is None
+                    else {f"{id}-{k}": frame for k, frame in enumerate(frames) if f"{id}-{k}" not in self.labelled}
+                )
+                for name, label in labels.items():
+                    known = {k: v for k, v in job.items() if k != "md"} | label
+                    self._record({"type": "label", "id": name, "iteration": iteration, **known, **effort})
+            self.progress(
+                {"stage": "label", "done": done, "total": len(jobs), "failed": failed, "error": outcome.error, "id": id}
+            )
+
+        if jobs:
+            self.progress({"stage": "label", "done": 0, "total": len(jobs), "failed": 0, "error": None, "id": None})
+            payloads = {id: {k: job[k] for k in ("structure", "md") if k in job} for id, job in jobs.items()}
+            self.oracle.label(payloads, on_result)
+
+    # ------------------------------------------------------------------------------------------ learn
+
+    def _first_model(self) -> Model:
+        self.progress({"stage": "fit"})
+        ids = [id for i in range(len(self.starts)) if (id := f"start-{i}") in self.labelled]
+        if not ids:
+            raise RuntimeError(
+                "no start structure could be labelled, so there is nothing to fit; the last failure: "
+                f"{self._last_failure()}. Mend the reference calculator and resume."
+            )
+        isolated = [id for id in self.labelled if id.startswith("isolated-")]
+        return fit(
+            self.basis, [self.labelled[id][1] for id in isolated + ids], **self.config.fit.model_dump()
+        )
+
+    def _learn(self, model: Model, iteration: int) -> Model:
+        """Refit with what an iteration brought, in the order it was asked for, whatever order it came in."""
+        self.progress({"stage": "fit"})
+        ids = [id for id in self.requests[iteration]["jobs"] if self.labelled.get(id, ("",))[0] == "train"]
+        return refit(model, [self.labelled[id][1] for id in ids]) if ids else model
+
+    def _last_failure(self) -> str:
+        failures = [record["error"] for record in self.journal.read() if record["type"] == "failed"]
+        return failures[-1] if failures else "none was recorded"
+
+    def _finish_iteration(self, iteration: int, model: Model, seconds: dict[str, float]) -> None:
+        from haljax.report import trajectory_picture
+
+        with _timed(seconds, "evaluate"):
+            self.progress({"stage": "evaluate"})
+            errors = evaluate(model, self.test).rows if self.test else {}
+            folder = self._folder(iteration)
+            model.save(folder / "model.npz")
+            model.save(self.directory / "model.npz")
+            if (folder / "trajectory.npz").exists():
+                picture = self.directory / "pictures" / f"trajectory_{iteration:04d}.png"
+                picture.parent.mkdir(exist_ok=True)
+                trajectory_picture(folder / "trajectory.npz", picture, self.config.dynamics.tolerance)
+        request = self.requests.get(iteration, {"score": None, "replicas": []})
+        record = {
+            "type": "iteration",
+            "iteration": iteration,
+            "labels": self._n_labels(),
+            "score": request["score"],
+            "replicas": request["replicas"],
+            "errors": _without_nan(errors),
+            "hyperparameters": {
+                "noise_precision": float(model.posterior.noise_precision),
+                "log_evidence": float(model.posterior.log_evidence),
+            },
+            "seconds": seconds,
+        }
+        self._record(record)
+        self.progress(record | {"stage": "iteration"})
+
+
+def _read(path: Path) -> list[Atoms]:
+    """All structures of a file."""
+    from ase.io import read
+
+    try:
+        structures = read(path, ":")
+    except Exception as error:  # ASE's readers raise what they like
+        raise ValueError(f"{path} cannot be read as structures ({type(error).__name__}: {error})") from error
+    if not structures:
+        raise ValueError(f"{path} holds no structures")
+    return structures
+
+
+def _unlabelled(atoms: Atoms) -> bool:
+    results = getattr(atoms.calc, "results", {})
+    return not ({"energy", "forces"} <= set(results) or ("energy" in atoms.info and "forces" in atoms.arrays))
+
+
+def _without_nan(errors: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
+    """NaN (no such labels) is not JSON."""
+    return {group: {k: v if np.isfinite(v) else None for k, v in row.items()} for group, row in errors.items()}
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
+
+
+@contextmanager
+def _clear_disk_errors(directory: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        raise JournalError(
+            f"{directory} cannot be written ({error.strerror}); no label is lost: free space and resume"
+        ) from error

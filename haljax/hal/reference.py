@@ -1,0 +1,124 @@
+"""The truth: a reference calculator in a worker process, and structures as plain data to send there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+
+def encode(atoms: Atoms) -> dict[str, Any]:
+    """A structure as JSON-able data; floats survive exactly."""
+    return {
+        "numbers": atoms.numbers.tolist(),
+        "positions": atoms.positions.tolist(),
+        "cell": np.asarray(atoms.cell).tolist(),
+        "pbc": atoms.pbc.tolist(),
+        "config_type": str(atoms.info.get("config_type", "all")),
+    }
+
+
+def decode(data: Mapping[str, Any]) -> Atoms:
+    """The structure of a journal record or payload, with the labels that stand beside it, if any."""
+    from ase import Atoms
+
+    from haljax.structures import with_labels
+
+    s = data["structure"]
+    atoms = Atoms(s["numbers"], s["positions"], cell=s["cell"], pbc=s["pbc"])
+    atoms.info["config_type"] = s["config_type"]
+    if "energy" in data:
+        atoms = with_labels(atoms, data["energy"], data["forces"], data.get("stress"))
+    return atoms
+
+
+class Reference:
+    """A callable for the oracle: {"structure": …} -> energy (eV), forces (eV/Å), stress (eV/Å^3, Voigt).
+
+    With {"md": …} it runs molecular dynamics of the reference and returns labelled frames.
+
+    Parameters
+    ----------
+    calculator : an ASE calculator, or the dotted path of a calculator class or of a function that makes one.
+    arguments : keyword arguments for the dotted path.
+
+    Raises
+    ------
+    ValueError : the path leads to nothing that can be called.
+    """
+
+    def __init__(self, calculator: Any, arguments: Mapping[str, Any] | None = None) -> None:
+        self._source, self._arguments, self._made = calculator, dict(arguments or {}), None
+        if isinstance(calculator, str):
+            _resolve(calculator)  # fail here rather than in every worker
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_made": None}
+
+    @property
+    def _calculator(self) -> Any:
+        if self._made is None:
+            source = self._source
+            self._made = _resolve(source)(**self._arguments) if isinstance(source, str) else source
+        return self._made
+
+    def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        atoms = decode(payload)
+        atoms.calc = self._calculator
+        return _frames(atoms, **payload["md"]) if "md" in payload else _label(atoms)
+
+
+def _resolve(path: str) -> Any:
+    module, _, name = path.replace(":", ".").rpartition(".")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"reference.calculator {path!r} cannot be loaded ({error}): give the dotted path of an ASE calculator, "
+            "such as ase.calculators.emt.EMT, and install the package it belongs to"
+        ) from error
+
+
+def _label(atoms: Atoms) -> dict[str, Any]:
+    from ase.calculators.calculator import PropertyNotImplementedError
+
+    try:  # the energy that the forces are the derivative of, where electrons are smeared
+        energy = atoms.get_potential_energy(force_consistent=True)
+    except (PropertyNotImplementedError, NotImplementedError):
+        energy = atoms.get_potential_energy()
+    forces = np.asarray(atoms.get_forces())
+    if forces.shape != (len(atoms), 3):
+        raise ValueError(f"the calculator returned forces of shape {forces.shape} for {len(atoms)} atoms")
+    label = {"energy": float(energy), "forces": forces.tolist()}
+    if atoms.pbc.all():
+        try:
+            label["stress"] = np.asarray(atoms.get_stress(voigt=True)).tolist()
+        except (PropertyNotImplementedError, NotImplementedError):
+            pass  # a calculator without stress: energies and forces will do
+    return label
+
+
+def _frames(
+    atoms: Atoms, temperature_K: float, frames: int, interval: int, burn_in: int, timestep_fs: float, seed: int
+) -> dict[str, Any]:
+    """Labelled frames of Langevin dynamics under the reference itself."""
+    from ase import units
+    from ase.md.langevin import Langevin
+    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
+
+    rng = np.random.default_rng(seed)
+    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature_K, rng=rng)
+    dynamics = Langevin(
+        atoms, timestep_fs * units.fs, temperature_K=temperature_K, friction=0.02 / units.fs, rng=rng
+    )
+    dynamics.run(burn_in)
+    found = []
+    for _ in range(frames):
+        dynamics.run(interval)
+        found.append({"structure": encode(atoms)} | _label(atoms))
+    return {"frames": found}

@@ -1,0 +1,660 @@
+"""Pictures and the HTML report of a campaign, made from its run directory alone.
+
+matplotlib is used through its objects, without pyplot and without mathtext: nothing global is touched, so pictures can
+be made in threads and a user's backend and figures stay as they are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from base64 import b64encode
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from importlib.resources import files
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from haljax import __version__
+from haljax.campaign import read_journal, write_atomic
+from haljax.md import Status
+
+if TYPE_CHECKING:
+    from ase import Atoms
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from haljax.evaluation import Calibration, Prediction
+    from haljax.model import Model
+
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/) without the yellow, which is lost on white.
+BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
+COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#555555")
+INK, FAINT, GRID = "#222222", "#888888", "#E6E6E6"
+ROLES = {"train": ("train", BLUE, "o"), "held_out": ("held out", GREEN, "^"), "test": ("test", VERMILLION, "s")}
+
+HOLE = 0.05  # eV; a shallower dip of a dimer curve cannot trap atoms that are warm
+MANY = 1500  # points, above which a cloud is shown as a density
+
+
+# ---------------------------------------------------------------------------------------------------- drawing
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure, inches."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=140, layout="constrained", facecolor="white")
+
+
+def _tidy(ax: Axes, xlabel: str = "", ylabel: str = "") -> Axes:
+    ax.set_facecolor("white")
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.spines[["left", "bottom"]].set_color(FAINT)
+    ax.grid(color=GRID, linewidth=0.8)
+    ax.set_axisbelow(True)
+    ax.tick_params(colors=INK, labelsize=8, length=3, color=FAINT, which="both")
+    ax.set_xlabel(xlabel, fontsize=9, color=INK)
+    ax.set_ylabel(ylabel, fontsize=9, color=INK)
+    return ax
+
+
+def _log_ticks(axis: Any) -> None:
+    """A logarithmic axis labelled 0.1, 0.2, 0.5, 1: readable also where it spans less than a decade."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    low, high = axis.get_view_interval()
+    wide = high / low > 300
+    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
+
+
+def _note(ax: Axes, x: float, y: float, text: str, colour: str = INK, **style: Any) -> None:
+    """Text at a place in fractions of the axes; never read as mathematics, whatever a user's names hold."""
+    style = {"fontsize": 8, "va": "top", "transform": ax.transAxes, "parse_math": False} | style
+    ax.text(x, y, text, color=colour, **style)
+
+
+def _png(figure: Figure) -> bytes:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    buffer = BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
+
+
+def _save(figure: Figure, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(path, _png(figure))
+
+
+# ------------------------------------------------------------------------------------------------ trajectories
+
+
+def trajectory_picture(
+    path_npz: str | Path,
+    out_png: str | Path,
+    tolerance: float | Sequence[float],
+    timestep_fs: float | Sequence[float] = 1.0,
+) -> None:
+    """Draw f, T, P and energy of every replica against time, and where and why each stopped.
+
+    In the manner of Fig. 4 of van der Oord et al. (doi:10.1038/s41524-023-01104-6).
+
+    Parameters
+    ----------
+    path_npz : the fields of `haljax.hal.trajectory.Observation`, (checks, replicas), padded with -1 and NaN.
+    out_png : written atomically; its directory is made.
+    tolerance : of the relative force error, one for all or one a replica.
+    timestep_fs : likewise.
+    """
+    with np.load(path_npz) as data:
+        step, status = data["step"], data["status"]
+        seen = {name: data[name] for name in ("criterion", "temperature", "pressure", "energy")}
+    n = step.shape[1]
+    time = np.where(step >= 0, step, np.nan) * np.broadcast_to(timestep_fs, n)
+    seen["energy"] = seen["energy"] - seen["energy"][:1]  # replicas may differ in composition
+    ends = [int(np.sum(step[:, i] >= 0)) - 1 for i in range(n)]
+
+    panels = {
+        "criterion": "relative force\nerror f",
+        "temperature": "temperature\n(K)",
+        "pressure": "pressure\n(GPa)",
+        "energy": "energy since\nfirst look (eV/atom)",
+    }
+    panels = {name: label for name, label in panels.items() if np.isfinite(seen[name]).any()}
+    row = min(0.19, 5.0 / n)
+    strip = row * n + 0.1
+    figure = _figure(9, strip + 1.35 * len(panels) + 0.6)
+    axes = figure.subplots(len(panels) + 1, 1, sharex=True, height_ratios=[strip, *[1.35] * len(panels)])
+
+    def style(i: int) -> dict[str, Any]:
+        return {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3]}
+
+    def mark(ax: Axes, i: int, x: float, y: float) -> None:
+        shape = {Status.UNCERTAIN: "o", Status.FINISHED: "o"}.get(status[ends[i], i], "X")
+        colour = style(i)["color"]
+        face = "white" if status[ends[i], i] in (Status.FINISHED, Status.RUNNING) else colour
+        ax.plot(x, y, shape, color=colour, markerfacecolor=face, markersize=6, clip_on=False, zorder=5)
+
+    bars = _tidy(axes[0], ylabel="replica")
+    bars.grid(False, axis="y")
+    bars.set_ylim(n - 0.4, -0.6)
+    size = min(8.0, 60 * row)
+    bars.set_yticks(range(n), [str(i) for i in range(n)])
+    bars.tick_params(axis="y", length=0, labelsize=size)
+    for i, end in enumerate(ends):
+        why = "was never looked at"
+        if end >= 0:
+            bars.plot([0, time[end, i]], [i, i], linewidth=2, **style(i))
+            mark(bars, i, time[end, i], i)
+            why = f"{_words(Status(int(status[end, i])).name)} at {time[end, i]:g} fs, f = {seen['criterion'][end, i]:.2g}"
+        _note(bars, 1.015, i, why, transform=bars.get_yaxis_transform(), va="center", fontsize=size)
+
+    for ax, (name, label) in zip(axes[1:], panels.items(), strict=True):
+        _tidy(ax, ylabel=label)
+        values = seen[name]
+        finite = values[np.isfinite(values) & (time >= 0)]
+        if name == "criterion":
+            ax.set_yscale("log")
+            finite = np.concatenate([finite[finite > 0], np.ravel(tolerance)])
+            low, high = finite.min() / 1.3, finite.max() * 1.3
+            for value in np.unique(tolerance):
+                ax.axhline(value, color=INK, linewidth=1, linestyle=(0, (5, 3)))
+                _note(
+                    ax, 1.015, value, f"tolerance {value:g}", transform=ax.get_yaxis_transform(), va="center"
+                )
+        else:  # what a replica does in its last instants must not flatten all the others
+            low, high = np.percentile(finite, [1, 99])
+            margin = 0.25 * (high - low) or 1.0
+            low, high = max(finite.min(), low - margin) - margin / 3, min(finite.max(), high + margin) + margin / 3
+        ax.set_ylim(low, high)
+        if name == "criterion":
+            _log_ticks(ax.yaxis)
+        for i, end in enumerate(ends):
+            ax.plot(time[:, i], values[:, i], linewidth=1.1, **style(i))
+            if end >= 0 and np.isfinite(values[end, i]):
+                mark(ax, i, time[end, i], np.clip(values[end, i], low, high))
+    axes[-1].set_xlabel("time (fs)", fontsize=9, color=INK)
+    axes[-1].set_xlim(0, np.nanmax(time, initial=1.0) * 1.01)
+    figure.align_ylabels(axes)
+    _save(figure, Path(out_png))
+
+
+def _words(status: str) -> str:
+    return status.lower().replace("_", " ")
+
+
+# --------------------------------------------------------------------------------------------------- the model
+
+
+def _parity_picture(sets: Mapping[str, Sequence[tuple[Prediction, float]]]) -> Figure:
+    """Predicted against reference, and their difference; ``sets`` maps roles to predictions and the mean E0, eV."""
+    columns: list[tuple[str, str, str, float, dict[str, tuple[np.ndarray, np.ndarray]]]] = [
+        ("energy", "eV/atom", "meV/atom", 1e3, {}),
+        *(("force", "eV/Å", "eV/Å", 1.0, {}) for _ in sets),
+    ]
+    for k, (role, members) in enumerate(sets.items()):
+        energy = np.array([[p.energy_label - e0, p.energy - e0] for p, e0 in members]).T
+        force = np.concatenate([np.stack([p.forces_label.ravel(), p.forces.ravel()]) for p, _ in members], axis=1)
+        for column, pairs in ((columns[0], energy), (columns[k + 1], force)):
+            column[4][role] = tuple(pairs[:, np.isfinite(pairs).all(axis=0)])
+    columns = [column for column in columns if any(len(x) for x, _ in column[4].values())]
+
+    figure = _figure(3.1 * len(columns), 4.6)
+    axes = figure.subplots(2, len(columns), sharex="col", squeeze=False, height_ratios=[2.2, 1])
+    extent = {
+        what: (min(values), max(values))
+        for what in ("energy", "force")
+        if (values := [v for c in columns if c[0] == what for pair in c[4].values() for xy in pair for v in xy])
+    }
+    spread = max((np.abs(y - x).max() for c in columns if c[0] == "force" for x, y in c[4].values()), default=0.0)
+    for (top, bottom), (what, unit, small, factor, sets_) in zip(axes.T, columns, strict=True):
+        low, high = extent[what]
+        pad = 0.05 * (high - low) or 0.1
+        limits = (low - pad, high + pad)
+        _tidy(top, ylabel=f"predicted {what} ({unit})").set(xlim=limits, ylim=limits)
+        _tidy(bottom, f"reference {what} ({unit})", f"error ({small})")
+        top.plot(limits, limits, color=FAINT, linewidth=0.8, zorder=1)
+        bottom.axhline(0, color=FAINT, linewidth=0.8, zorder=1)
+        if what == "force" and spread:
+            bottom.set_ylim(-1.1 * spread, 1.1 * spread)
+        for k, (role, (x, y)) in enumerate(sets_.items()):
+            name, colour, shape = ROLES[role]
+            _cloud(top, x, y, colour, shape)
+            _cloud(bottom, x, (y - x) * factor, colour, shape)
+            error = factor * np.sqrt(np.mean((y - x) ** 2))
+            _note(top, 0.03, 0.98 - 0.075 * k, f"{name}: RMSE {error:.3g} {small}", colour, fontweight="bold")
+    figure.align_ylabels(axes)
+    return figure
+
+
+def _cloud(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, shape: str) -> None:
+    """Points, or their density (logarithmic) where they are too many to be told apart."""
+    from matplotlib.colors import LinearSegmentedColormap
+
+    if len(x) <= MANY:
+        ax.scatter(x, y, 14 if len(x) < 300 else 6, colour, marker=shape, alpha=0.6, linewidths=0, zorder=2)
+        return
+    shades = LinearSegmentedColormap.from_list("density", ["#DDDDDD", colour, "black"])
+    down = 70 if ax.get_position().height > 0.35 else 30
+    extent = (*ax.get_xlim(), *ax.get_ylim())
+    ax.hexbin(x, y, gridsize=(70, down), extent=extent, bins="log", cmap=shades, mincnt=1, linewidths=0, zorder=2)
+
+
+def _coefficient_picture(model: Model) -> Figure:
+    """|c| by correlation order and by pair or centre, as Fig. 5 of van der Oord et al."""
+    elements, labels = model.basis.elements, model.basis.labels
+    columns: dict[tuple[int, str], list[int]] = {}
+    for i, label in enumerate(labels):
+        pair = label.centre is None
+        name = "–".join(element for element, *_ in label.factors) if pair else label.centre
+        columns.setdefault((1 if pair else label.order, name), []).append(i)
+    size = np.abs(np.asarray(model.posterior.mean))
+    kept = model.active & (size > 0)
+    floor = 10 ** np.floor(np.log10(size[kept].min(initial=1.0)))
+
+    figure = _figure(max(6.0, min(14.0, 1.1 + 0.85 * len(columns))), 3.8)
+    ax = _tidy(figure.subplots(), ylabel="magnitude of coefficient (eV)")
+    ax.set_yscale("log")
+    ax.grid(False, axis="x")
+    for place, ((order, name), members) in enumerate(columns.items()):
+        colour = "#555555" if order == 1 else COLOURS[elements.index(name) % len(COLOURS)]
+        index = np.array(members)
+        x = place + np.linspace(-0.36, 0.36, len(index) + 2)[1:-1]
+        on = kept[index]
+        ax.plot(x[on], size[index][on], ".", color=colour, markersize=4, alpha=0.7, markeredgewidth=0)
+        ax.plot(x[~on], np.full((~on).sum(), floor / 2), "x", color=FAINT, markersize=4, markeredgewidth=0.7)
+        if on.any():
+            middle = np.median(size[index][on])
+            ax.plot([place - 0.4, place + 0.4], [middle, middle], color=INK, linewidth=1.2)
+        _note(
+            ax, place, 1.0, f"{len(index)}" + (f", {(~on).sum()} pruned" if not on.all() else ""), FAINT,
+            transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=7,
+        )  # fmt: skip
+    for order in sorted({order for order, _ in columns}):
+        places = [k for k, (o, _) in enumerate(columns) if o == order]
+        title = "pair terms" if order == 1 else f"order {order}"
+        _note(
+            ax, np.mean(places), 1.06, title, transform=ax.get_xaxis_transform(), ha="center", va="bottom",
+            fontweight="bold",
+        )  # fmt: skip
+        if order > 1:
+            ax.axvline(places[0] - 0.5, color=FAINT, linewidth=0.8)
+    ax.set_xticks(range(len(columns)), [name for _, name in columns])
+    ax.set_xlim(-0.5, len(columns) - 0.5)
+    ax.tick_params(axis="x", length=0)
+    _log_ticks(ax.yaxis)
+    return figure
+
+
+class Dimer(NamedTuple):
+    """The energy of two atoms against their distance.
+
+    Attributes
+    ----------
+    name : "Al–Cu". r : (n,) Å. core, fitted : (n,) eV; their sum is the energy less E0. radii : Å, the core alone below
+    the first, the fit alone above the second. seen : shortest distance in the data, Å, NaN where the pair is not in it.
+    """
+
+    name: str
+    r: np.ndarray
+    core: np.ndarray
+    fitted: np.ndarray
+    radii: tuple[float, float]
+    seen: float
+
+    @property
+    def total(self) -> np.ndarray:
+        return self.core + self.fitted
+
+    def hole(self) -> tuple[float, float] | None:
+        """Depth (eV) and place (Å) of the deepest fall of the energy as the atoms come closer than in any data.
+
+        None where the curve only rises there, give or take `HOLE`. A pair that is not in the data is judged inside
+        its core: beyond it a bond may well be.
+        """
+        unknown = self.r <= (self.radii[1] if np.isnan(self.seen) else self.seen)
+        inward = self.total[unknown][::-1]
+        if not len(inward):
+            return None
+        fall = np.maximum.accumulate(inward) - inward
+        deepest = int(np.argmax(fall))
+        return (float(fall[deepest]), float(self.r[unknown][::-1][deepest])) if fall[deepest] > HOLE else None
+
+
+def dimers(model: Model, train: Sequence[Atoms]) -> list[Dimer]:
+    """Dimer curves of every element pair, from 0.3 of the sum of the covalent radii to the cutoff."""
+    import jax
+    import jax.numpy as jnp
+
+    from haljax.ace import core_energy, descriptor
+    from haljax.ace.basis import CORE_OUTER
+
+    basis = model.basis
+    seen = _shortest(basis.numbers, basis.cutoff, train)
+
+    @jax.jit
+    def energies(r: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        def one(r: jax.Array) -> tuple[jax.Array, jax.Array]:
+            along = jnp.stack([r, -r])[:, None, None] * jnp.array([1.0, 0.0, 0.0])[None, None, :]
+            centre, neighbour = z, z[::-1, None]
+            c = jnp.asarray(model.posterior.mean)
+            return core_energy(basis, along, centre, neighbour), c @ descriptor(basis, along, centre, neighbour)
+
+        return jax.vmap(one)(r)
+
+    curves = []
+    for a, b in basis.pairs:
+        inner, outer = (float(radius[a, b]) for radius in basis.core_radii)
+        r = np.linspace(0.3 * outer / CORE_OUTER, basis.cutoff, 500)
+        core, fitted = energies(jnp.asarray(r), jnp.array([a, b]))
+        name = f"{basis.elements[a]}–{basis.elements[b]}"
+        curves.append(Dimer(name, r, np.asarray(core), np.asarray(fitted), (inner, outer), seen[a, b]))
+    return curves
+
+
+def _shortest(numbers: Sequence[int], cutoff: float, structures: Sequence[Atoms]) -> np.ndarray:
+    """(Z, Z) shortest distances in Å, NaN for pairs that never come within the cutoff."""
+    from ase.neighborlist import neighbor_list
+
+    shortest = np.full((len(numbers), len(numbers)), np.inf)
+    position = {number: k for k, number in enumerate(numbers)}
+    for atoms in structures:
+        i, j, distance = neighbor_list("ijd", atoms, cutoff)
+        z = np.array([position[number] for number in atoms.numbers])
+        np.minimum.at(shortest, (z[i], z[j]), distance)
+    return np.where(np.isfinite(shortest), shortest, np.nan)
+
+
+def _dimer_picture(curves: Sequence[Dimer]) -> Figure:
+    """Core, fitted pair part and total, as Fig. 6 of van der Oord et al."""
+    from matplotlib.ticker import StrMethodFormatter
+
+    across = min(3, len(curves))
+    down = -(-len(curves) // across)
+    figure = _figure(max(4.5, 3.2 * across), 3.2 * down)
+    axes = figure.subplots(down, across, sharey=True, squeeze=False)
+    for ax in axes.flat[len(curves) :]:
+        ax.remove()
+    lowest = min(-2.0, *(curve.total.min() for curve in curves))
+    for ax, curve in zip(axes.flat, curves, strict=False):
+        left = ax.get_subplotspec().is_first_col()
+        _tidy(ax, "distance (Å)", "energy less E0 (eV)" if left else "")
+        ax.set_yscale("symlog", linthresh=1.0, linscale=0.9)
+        ax.set_ylim(2 * lowest if lowest < -2 else lowest, 1e4)
+        ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.set_xlim(curve.r[0], curve.r[-1])
+        ax.axvspan(*curve.radii, color="#F0E9DC", zorder=0, linewidth=0)
+        ax.axhline(0, color=FAINT, linewidth=0.8)
+        if not np.isnan(curve.seen):
+            ax.axvline(curve.seen, color=GREEN, linewidth=1.2, linestyle=(0, (4, 2)))
+        ax.plot(curve.r, curve.core, color=ORANGE, linewidth=1.4)
+        ax.plot(curve.r, curve.fitted, color=BLUE, linewidth=1.4)
+        ax.plot(curve.r, curve.total, color=INK, linewidth=2.2, alpha=0.85)
+        seen = "not in the data" if np.isnan(curve.seen) else f"shortest in data {curve.seen:.2f} Å"
+        for k, (text, colour) in enumerate(
+            (("total", INK), ("fitted pair part", BLUE), ("core", ORANGE), (seen, GREEN))
+        ):
+            _note(ax, 0.98, 0.98 - 0.07 * k, text, colour, ha="right", fontweight="bold")
+        _note(
+            ax, np.mean(curve.radii), 0.02, "hand-over", "#8A7A58", transform=ax.get_xaxis_transform(),
+            ha="center", va="bottom", fontsize=7,
+        )  # fmt: skip
+        if hole := curve.hole():
+            depth, place = hole
+            y = np.interp(place, curve.r, curve.total)
+            ax.plot(place, y, "v", color=VERMILLION, markersize=8, zorder=5)
+            _note(
+                ax, place, y, f"  hole, {depth:.2g} eV deep", VERMILLION, transform=ax.transData, va="center",
+                fontweight="bold",
+            )  # fmt: skip
+        ax.set_title(curve.name, fontsize=10, color=INK, loc="left", fontweight="bold")
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------ the campaign
+
+
+def _learning_picture(records: Sequence[Mapping[str, Any]]) -> Figure:
+    """Errors on the test set against the number of labels, by group."""
+    labels = [record["labels"] for record in records]
+    groups = [*dict.fromkeys(group for record in records for group in record["errors"] if group != "total"), "total"]
+    figure = _figure(9, 3.3)
+    for ax, what, unit in zip(figure.subplots(1, 2), ("energy", "force"), ("meV/atom", "eV/Å"), strict=True):
+        _tidy(ax, "labels", f"{what} RMSE on the test set ({unit})")
+        ax.set_yscale("log")
+        ends = {}
+        for k, group in enumerate(groups):
+            values = np.array([_number(r["errors"].get(group, {}).get(f"{what}_rmse")) for r in records])
+            if not (values > 0).any():
+                continue
+            colour = INK if group == "total" else COLOURS[k % len(COLOURS)]
+            ax.plot(labels, values, "o-", color=colour, markersize=3.5, linewidth=2 if group == "total" else 1.2)
+            ends[group] = (float(values[values > 0][-1]), colour)
+        ax.xaxis.get_major_locator().set_params(integer=True)
+        if not ends:
+            continue
+        low, high = ax.get_ylim()
+        ax.set_ylim(low / 1.1, high * 1.1)
+        _log_ticks(ax.yaxis)
+        heights = [float(ax.transAxes.inverted().transform(ax.transData.transform((0, y)))[1]) for y, _ in ends.values()]
+        for height, (group, (_, colour)) in zip(_spread(heights, 0.065), ends.items(), strict=True):
+            bold = "bold" if group == "total" else "normal"
+            _note(ax, 1.02, height, group, colour, va="center", fontweight=bold)
+    return figure
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Heights moved up as far as needed for labels not to overlap."""
+    placed, last = [0.0] * len(heights), -np.inf
+    for k in np.argsort(heights):
+        placed[k] = last = max(heights[k], last + gap)
+    return placed
+
+
+def _calibration_picture(calibration: Calibration) -> Figure:
+    figure = _figure(6.6, 3.5)
+    for ax, what in zip(figure.subplots(1, 2), ("energy", "force"), strict=True):
+        _tidy(ax, "nominal coverage (%)", "observed coverage (%)" if what == "energy" else "")
+        ax.plot([0, 100], [0, 100], color=FAINT, linewidth=0.8)
+        ax.set(xlim=(40, 102), ylim=(0, 104), xticks=[50, 68, 90, 95])
+        nominal = 100 * np.array(calibration.levels)
+        for k, (when, colour, shape) in enumerate((("before", FAINT, "o--"), ("after", BLUE, "s-"))):
+            ax.plot(nominal, 100 * np.array(getattr(calibration, f"{what}_{when}")), shape, color=colour, markersize=5)
+            text = when if when == "before" else f"after: sigma × {getattr(calibration, f'{what}_factor'):.3g}"
+            _note(ax, 0.97, 0.13 - 0.07 * k, text, colour, ha="right", fontweight="bold")
+        ax.set_title(f"{what} of held-out labels", fontsize=9, color=INK, loc="left")
+    return figure
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+# -------------------------------------------------------------------------------------------------- the report
+
+
+class Section(NamedTuple):
+    """A picture with a heading, a caption and warnings; ``fold`` hides it until asked for."""
+
+    title: str
+    caption: str
+    picture: str | None
+    warnings: Sequence[str] = ()
+    fold: bool = False
+
+
+def write_report(directory: str | Path) -> Path:
+    """Write ``report.html``, one file that needs no other, and ``pictures/*.png`` into a run directory.
+
+    Works at any time: what is not there yet is left out.
+
+    Raises
+    ------
+    FileNotFoundError : the directory holds no campaign.
+    JournalError : the journal is damaged, or the disk is full.
+    """
+    import jax
+    from jinja2 import Environment
+
+    directory = Path(directory)
+    journal = directory / "journal.jsonl"
+    if not journal.exists():
+        raise FileNotFoundError(f"{directory} holds no campaign: give a directory that has a journal.jsonl")
+    records = list(read_journal(journal))
+    of: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        of.setdefault(record["type"], []).append(record)
+    begun = [r for r in records if r["type"] in ("start", "resume")]
+    config = begun[-1]["config"] if begun else {}
+    iterations, labels = of.get("iteration", []), of.get("label", [])
+    # A stop counts until the campaign is resumed.
+    last = next((r for r in reversed(records) if r["type"] in ("stop", "resume")), {})
+
+    pictures = directory / "pictures"
+    seconds: Counter[str] = Counter()
+    for record in iterations:
+        seconds.update({stage: _number(s) for stage, s in record["seconds"].items()})
+    errors = next((r["errors"] for r in reversed(iterations) if r["errors"]), {})
+    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
+        files("haljax").joinpath("report.html.j2").read_text("utf-8")
+    )
+    page = template.render(
+        directory=str(directory.resolve()),
+        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
+        versions={"haljax": __version__, "jax": jax.__version__} | (begun[-1].get("versions", {}) if begun else {}),
+        reason=last.get("reason"),
+        roles=Counter(r["role"] for r in labels),
+        names={role: name for role, (name, *_) in ROLES.items()},
+        iterations=iterations,
+        statuses=[Counter(_words(replica["status"]) for replica in r["replicas"]) for r in iterations],
+        seconds=seconds,
+        errors=errors,
+        failed=of.get("failed", []),
+        model_sections=_model_sections(directory, pictures, labels, iterations),
+        trajectories=_trajectory_sections(directory, pictures, iterations, config.get("dynamics", {})),
+        config=json.dumps(config, indent=2, ensure_ascii=False),
+        number=lambda x, form=".3g": format(x, form) if math.isfinite(x := _number(x)) else "–",
+    )
+    path = directory / "report.html"
+    write_atomic(path, page)
+    return path
+
+
+def _model_sections(
+    directory: Path, pictures: Path, labels: Sequence[dict[str, Any]], iterations: Sequence[dict[str, Any]]
+) -> list[Section]:
+    from haljax.evaluation import calibrate, predict
+    from haljax.hal.reference import decode
+    from haljax.model import load
+
+    sections: list[Section] = []
+
+    def add(name: str, title: str, caption: str, make: Callable[[], Figure], warnings: Sequence[str] = ()) -> None:
+        try:
+            _save(make(), pictures / f"{name}.png")
+        except ValueError as error:  # a part that cannot be shown must not cost the others
+            sections.append(Section(title, "", None, [f"This picture could not be made: {error}"]))
+        else:
+            sections.append(Section(title, caption, _embedded(pictures / f"{name}.png"), warnings))
+
+    tested = [record for record in iterations if record["errors"]]
+    if tested:
+        add(
+            "learning",
+            "Error against labels",
+            "Errors on the independent test set after each fit.",
+            lambda: _learning_picture(tested),
+        )
+    written = [p for p in (directory / "model.npz", *directory.glob("iterations/*/model.npz")) if p.exists()]
+    if not written:
+        return sections
+    try:
+        model = load(max(written, key=lambda path: path.stat().st_mtime))
+    except ValueError as error:
+        return [*sections, Section("Model", "", None, [str(error)])]
+
+    sets = {role: [decode(r) for r in labels if r["role"] == role] for role in ROLES}
+    sets = {role: structures for role, structures in sets.items() if structures}
+
+    def parity() -> Figure:
+        def with_e0(structures: Sequence[Atoms]) -> list[tuple[Prediction, float]]:
+            e0 = dict(zip(model.basis.elements, model.e0, strict=True))
+            means = [float(np.mean([e0[symbol] for symbol in atoms.symbols])) for atoms in structures]
+            return list(zip(predict(model, structures), means, strict=True))
+
+        return _parity_picture({role: with_e0(structures) for role, structures in sets.items()})
+
+    if sets:
+        add(
+            "parity",
+            "Energies and forces",
+            "Predicted against reference, and the errors below. Energies are relative to the one-body energies E0. "
+            "Where points are many, darker means more of them, on a logarithmic scale.",
+            parity,
+        )
+    curves = dimers(model, sets.get("train", []))
+    add(
+        "dimers",
+        "Dimers",
+        "Energy of two atoms alone, where all many-body functions vanish: the fixed repulsive core, the fitted pair "
+        "part and their sum. Between the core radii (shaded) the core hands over to the fit. The energy axis is linear "
+        "between -1 and 1 eV and logarithmic beyond.",
+        lambda: _dimer_picture(curves),
+        [_hole_warning(curve, *hole) for curve in curves if (hole := curve.hole())],
+    )
+    add(
+        "coefficients",
+        "Coefficients",
+        "Magnitude of each coefficient, by correlation order and by element pair or centre element; the line is the "
+        "median, the number above how many functions there are. Crosses at the bottom: pruned functions.",
+        lambda: _coefficient_picture(model),
+    )
+    if "held_out" in sets:
+        add(
+            "calibration",
+            "Calibration of the uncertainty",
+            "How often the errors of held-out labels lie within the predicted intervals, before and after sigma was "
+            "scaled. On the diagonal the uncertainty is true; below it the model is too sure.",
+            lambda: _calibration_picture(calibrate(model, sets["held_out"])[1]),
+        )
+    return sections
+
+
+def _hole_warning(curve: Dimer, depth: float, place: float) -> str:
+    known = (
+        "the pair is not in the data, and inside its core" if np.isnan(curve.seen)
+        else f"below {curve.seen:.2f} Å, the shortest distance in the data,"
+    )  # fmt: skip
+    return (
+        f"Attractive hole in {curve.name}: {known} the dimer energy falls by {depth:.2g} eV as the atoms approach, down "
+        f"to {place:.2f} Å. Atoms that get there may stay there. Keep dynamics.min_distance above this distance, and "
+        "give the fit structures with shorter bonds of this pair, for instance compressed ones."
+    )
+
+
+def _trajectory_sections(
+    directory: Path, pictures: Path, iterations: Sequence[dict[str, Any]], dynamics: Mapping[str, Any]
+) -> list[Section]:
+    """One a round of dynamics, the latest first and open. Pictures already made are used as they are."""
+    sections = []
+    for record in reversed(iterations):
+        number = record["iteration"]
+        source = directory / "iterations" / f"{number:04d}" / "trajectory.npz"
+        if not source.exists():
+            continue
+        picture = pictures / f"trajectory_{number:04d}.png"
+        if not picture.exists() or picture.stat().st_mtime < source.stat().st_mtime:
+            trajectory_picture(source, picture, dynamics.get("tolerance", 0.2), dynamics.get("timestep_fs", 1.0))
+        sections.append(Section(f"Iteration {number}", "", _embedded(picture), fold=bool(sections)))
+    return sections
+
+
+def _embedded(picture: Path) -> str:
+    return "data:image/png;base64," + b64encode(picture.read_bytes()).decode()
