@@ -1,4 +1,4 @@
-"""The command line. An application: it may set what the library leaves to its caller, such as x64 and a cache.
+"""The command line: an application, so it sets what the library leaves to its caller: x64 and a cache.
 
 Everything heavy is imported inside the commands, so that ``haljax --help`` is fast.
 """
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from haljax.config import HALConfig
+
+Event = Mapping[str, Any]  # of a campaign's progress
 
 _FILE = click.Path(path_type=Path)
 _DEBUG = click.Option(
@@ -86,9 +88,9 @@ def main() -> None:
 def _cache_directory() -> Path | None:
     """Where compiled programs are kept between runs; None for nowhere.
 
-    HALJAX_CACHE_DIR names another directory, or is "off". One folder for each kind of CPU, since a program that was
-    compiled for another may end in an illegal instruction. Before 0.12, jax takes its own programs for those of
-    another CPU and fills the screen with errors that say so.
+    HALJAX_CACHE_DIR names another directory, or is "off". One folder for each kind of CPU, since a program
+    compiled for another may end in an illegal instruction. Before 0.12, jax takes its own programs for those
+    of another CPU and fills the screen with errors that say so.
     """
     from importlib.metadata import version
 
@@ -117,7 +119,7 @@ def _read(path: Path) -> list[Atoms]:
         raise ValueError(f"{path} cannot be read as structures ({problem})") from error
     if not structures:
         raise ValueError(f"{path} holds no structures")
-    return structures
+    return list(structures)
 
 
 @contextmanager
@@ -135,7 +137,7 @@ def _check_output(path: Path) -> None:
         raise ValueError(f"{path} cannot be written: give the path of a file in a directory that exists")
 
 
-# ---------------------------------------------------------------------------------------- without a campaign
+# ----------------------------------------------------------------------------------------- without a campaign
 
 
 def _energies(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
@@ -270,7 +272,7 @@ def calibrate(model: Path, held_out: Path, output: Path) -> None:
     click.echo(f"{calibration}\n{output}")
 
 
-# ---------------------------------------------------------------------------------------------- the campaign
+# ----------------------------------------------------------------------------------------------- the campaign
 
 
 @main.command()
@@ -329,9 +331,6 @@ def report(run_dir: Path) -> None:
     click.echo(write_report(run_dir))
 
 
-Event = Mapping[str, Any]
-
-
 @contextmanager
 def _log(console: Console, config: HALConfig) -> Iterator[Callable[[Event], None]]:
     """Progress where nobody watches: one line for what is worth one."""
@@ -344,7 +343,7 @@ def _log(console: Console, config: HALConfig) -> Iterator[Callable[[Event], None
         elif event["stage"] == "label":
             if event.get("error"):
                 print(f"label {event['id']} failed: {event['error']}", flush=True)
-            elif event["total"] and event["done"] + event["failed"] == event["total"]:
+            if event["total"] and event["done"] + event["failed"] == event["total"]:
                 print(_label_line(event), flush=True)
 
     yield progress
@@ -467,7 +466,7 @@ def _iteration_line(event: Event) -> str:
     return "; ".join(parts)
 
 
-# -------------------------------------------------------------------------------------------- the self-check
+# --------------------------------------------------------------------------------------------- the self-check
 
 
 @main.command()
@@ -527,7 +526,7 @@ def _check_arithmetic() -> str:
 
     rng = np.random.default_rng(0)
     matrix, rows = rng.normal(size=(3, 3)), rng.normal(size=(100_000, 3))
-    for kind, tolerance in ((np.float64, 1e-12), (np.float32, 1e-4)):
+    for kind, tolerance in (("float64", 1e-12), ("float32", 1e-4)):
         m, x = matrix.astype(kind), rows.astype(kind)
 
         def norms(m: jax.Array, x: jax.Array) -> jax.Array:
@@ -535,13 +534,13 @@ def _check_arithmetic() -> str:
 
         with jax.default_matmul_precision("highest"):
             eager, jitted = norms(jnp.asarray(m), jnp.asarray(x)), jax.jit(norms)(m, x)
-        exact = np.sum((rows.astype(kind) @ m.T) ** 2, axis=1)
+        exact = np.sum((x @ m.T) ** 2, axis=1)
         for name, values in (("eager", eager), ("jit", jitted)):
             wrong = ~np.isclose(np.asarray(values), exact, rtol=tolerance, atol=tolerance)
             if wrong.any():
                 raise RuntimeError(
-                    f"{name} computes {wrong.sum()} of {len(rows)} rows in {kind.__name__} wrong: do not use this jax "
-                    f"({jax.__version__}) on this machine; install another version"
+                    f"{name} computes {wrong.sum()} of {len(rows)} rows in {kind} wrong: do not use "
+                    f"jax {jax.__version__} on this machine; install another version"
                 )
     return f"{len(rows)} rows under jit and eagerly are right"
 

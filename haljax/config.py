@@ -66,7 +66,7 @@ def per_replica(value: Schedule, i: int) -> tuple[float, float]:
     return value, value
 
 
-# ------------------------------------------------------------------------------------------------- types of keys
+# ---------------------------------------------------------------------------------------------- types of keys
 
 
 def _number(value: Any, lowest: float, open_end: bool) -> float:
@@ -190,7 +190,7 @@ PositiveSchedule = Annotated[Schedule, _schedule(0, open_end=True), PlainSeriali
 NotNegativeSchedule = Annotated[Schedule, _schedule(0), PlainSerializer(_plain)]
 
 
-# ---------------------------------------------------------------------------------------------------- the tables
+# ------------------------------------------------------------------------------------------------- the tables
 
 
 class _Table(BaseModel):
@@ -438,11 +438,11 @@ class HALConfig(_Table):
         return ace_basis(**self.basis.model_dump())
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data with every default filled in, and paths as they were given, so that a folder may be moved."""
+        """Plain data with every default filled in, and paths as given, so that a folder may be moved."""
         return self.model_dump(mode="json", context=self._given)
 
 
-# ----------------------------------------------------------------------------------------------------- loading
+# ---------------------------------------------------------------------------------------------------- loading
 
 
 def load_config(source: str | Path | Mapping[str, Any], calculator_given: bool = False) -> HALConfig:
@@ -450,7 +450,7 @@ def load_config(source: str | Path | Mapping[str, Any], calculator_given: bool =
 
     Parameters
     ----------
-    source : path of a TOML file, or the same as a mapping, whose relative paths are relative to the working directory.
+    source : path of a TOML file, or the same as a mapping; its paths are relative to the working directory.
     calculator_given : ``reference.calculator`` may be absent.
 
     Raises

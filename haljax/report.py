@@ -1,7 +1,7 @@
 """Pictures and the HTML report of a campaign, made from its run directory alone.
 
-matplotlib is used through its objects, without pyplot and without mathtext: nothing global is touched, so pictures can
-be made in threads and a user's backend and figures stay as they are.
+matplotlib is used through its objects, without pyplot and without mathtext: nothing global is touched, so
+pictures can be made in threads, and a user's backend and figures stay as they are.
 """
 
 from __future__ import annotations
@@ -31,13 +31,19 @@ if TYPE_CHECKING:
     from haljax.evaluation import Calibration, Prediction
     from haljax.model import Model
 
-# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/) without the yellow, which is lost on white.
-BLUE, VERMILLION, GREEN, PURPLE, SKY, ORANGE = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00"
-COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#555555")
+# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/); wine red for their yellow, which white swallows.
+BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
+PURPLE, SKY, ORANGE = "#CC79A7", "#56B4E9", "#E69F00"
+COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#555555", "#882255")
 INK, FAINT, GRID = "#222222", "#888888", "#E6E6E6"
-ROLES = {"train": ("train", BLUE, "o"), "held_out": ("held out", GREEN, "^"), "test": ("test", VERMILLION, "s")}
+ROLES = {
+    "train": ("train", BLUE, "o"),
+    "held_out": ("held out", GREEN, "^"),
+    "test": ("test", VERMILLION, "s"),
+}
 
 HOLE = 0.05  # eV; a shallower dip of a dimer curve cannot trap atoms that are warm
+DPI = 140
 MANY = 1500  # points, above which a cloud is shown as a density
 
 
@@ -48,7 +54,7 @@ def _figure(width: float, height: float) -> Figure:
     """An empty figure, inches."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=140, layout="constrained", facecolor="white")
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
 def _tidy(ax: Axes, xlabel: str = "", ylabel: str = "") -> Axes:
@@ -64,27 +70,33 @@ def _tidy(ax: Axes, xlabel: str = "", ylabel: str = "") -> Axes:
 
 
 def _log_ticks(axis: Any) -> None:
-    """A logarithmic axis labelled 0.1, 0.2, 0.5, 1: readable also where it spans less than a decade."""
+    """A logarithmic axis labelled 0.1, 0.2, 0.5, 1, or more finely where it spans less than a decade."""
     from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
     low, high = axis.get_view_interval()
-    wide = high / low > 300
-    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    span = high / low
+    subs = (1.0,) if span > 300 else (1.0, 2.0, 5.0) if span > 8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
+    axis.set_major_locator(LogLocator(subs=subs))
     axis.set_major_formatter(StrMethodFormatter("{x:g}"))
     axis.set_minor_formatter(NullFormatter())
 
 
 def _note(ax: Axes, x: float, y: float, text: str, colour: str = INK, **style: Any) -> None:
     """Text at a place in fractions of the axes; never read as mathematics, whatever a user's names hold."""
-    style = {"fontsize": 8, "va": "top", "transform": ax.transAxes, "parse_math": False} | style
-    ax.text(x, y, text, color=colour, **style)
+    defaults = {"fontsize": 8, "va": "top", "transform": ax.transAxes, "parse_math": False}
+    ax.text(x, y, text, color=colour, **{**defaults, **style})
 
 
 def _png(figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL import Image
 
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     buffer = BytesIO()
-    FigureCanvasAgg(figure).print_png(buffer)
+    # 256 colours: a third of the size, and looks the same.
+    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "png")
     return buffer.getvalue()
 
 
@@ -93,14 +105,11 @@ def _save(figure: Figure, path: Path) -> None:
     write_atomic(path, _png(figure))
 
 
-# ------------------------------------------------------------------------------------------------ trajectories
+# ----------------------------------------------------------------------------------------------- trajectories
 
 
 def trajectory_picture(
-    path_npz: str | Path,
-    out_png: str | Path,
-    tolerance: float | Sequence[float],
-    timestep_fs: float | Sequence[float] = 1.0,
+    path_npz: str | Path, out_png: str | Path, tolerance: float | Sequence[float]
 ) -> None:
     """Draw f, T, P and energy of every replica against time, and where and why each stopped.
 
@@ -108,16 +117,16 @@ def trajectory_picture(
 
     Parameters
     ----------
-    path_npz : the fields of `haljax.hal.trajectory.Observation`, (checks, replicas), padded with -1 and NaN.
+    path_npz : the fields of `haljax.hal.trajectory.Observation`, (checks, replicas), padded with -1 and NaN,
+        and ``timestep_fs``, one for all or one a replica.
     out_png : written atomically; its directory is made.
     tolerance : of the relative force error, one for all or one a replica.
-    timestep_fs : likewise.
     """
     with np.load(path_npz) as data:
-        step, status = data["step"], data["status"]
+        step, status, timestep = data["step"], data["status"], data["timestep_fs"]
         seen = {name: data[name] for name in ("criterion", "temperature", "pressure", "energy")}
     n = step.shape[1]
-    time = np.where(step >= 0, step, np.nan) * np.broadcast_to(timestep_fs, n)
+    time = np.where(step >= 0, step, np.nan) * np.broadcast_to(timestep, (1, n))
     seen["energy"] = seen["energy"] - seen["energy"][:1]  # replicas may differ in composition
     ends = [int(np.sum(step[:, i] >= 0)) - 1 for i in range(n)]
 
@@ -131,7 +140,8 @@ def trajectory_picture(
     row = min(0.19, 5.0 / n)
     strip = row * n + 0.1
     figure = _figure(9, strip + 1.35 * len(panels) + 0.6)
-    axes = figure.subplots(len(panels) + 1, 1, sharex=True, height_ratios=[strip, *[1.35] * len(panels)])
+    heights = [strip, *[1.35] * len(panels)]
+    axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
 
     def style(i: int) -> dict[str, Any]:
         return {"color": COLOURS[i % len(COLOURS)], "linestyle": ("-", "--", ":")[i // len(COLOURS) % 3]}
@@ -153,7 +163,8 @@ def trajectory_picture(
         if end >= 0:
             bars.plot([0, time[end, i]], [i, i], linewidth=2, **style(i))
             mark(bars, i, time[end, i], i)
-            why = f"{_words(Status(int(status[end, i])).name)} at {time[end, i]:g} fs, f = {seen['criterion'][end, i]:.2g}"
+            why = f"{_words(Status(int(status[end, i])).name)} at {time[end, i]:g} fs"
+            why += f", f = {seen['criterion'][end, i]:.3g}"
         _note(bars, 1.015, i, why, transform=bars.get_yaxis_transform(), va="center", fontsize=size)
 
     for ax, (name, label) in zip(axes[1:], panels.items(), strict=True):
@@ -172,12 +183,13 @@ def trajectory_picture(
         else:  # what a replica does in its last instants must not flatten all the others
             low, high = np.percentile(finite, [1, 99])
             margin = 0.25 * (high - low) or 1.0
-            low, high = max(finite.min(), low - margin) - margin / 3, min(finite.max(), high + margin) + margin / 3
+            low = max(finite.min(), low - margin) - margin / 3
+            high = min(finite.max(), high + margin) + margin / 3
         ax.set_ylim(low, high)
         if name == "criterion":
             _log_ticks(ax.yaxis)
         for i, end in enumerate(ends):
-            ax.plot(time[:, i], values[:, i], linewidth=1.1, **style(i))
+            ax.plot(time[:, i], values[:, i], linewidth=0.9, alpha=0.85, **style(i))
             if end >= 0 and np.isfinite(values[end, i]):
                 mark(ax, i, time[end, i], np.clip(values[end, i], low, high))
     axes[-1].set_xlabel("time (fs)", fontsize=9, color=INK)
@@ -190,61 +202,72 @@ def _words(status: str) -> str:
     return status.lower().replace("_", " ")
 
 
-# --------------------------------------------------------------------------------------------------- the model
+# -------------------------------------------------------------------------------------------------- the model
 
 
 def _parity_picture(sets: Mapping[str, Sequence[tuple[Prediction, float]]]) -> Figure:
-    """Predicted against reference, and their difference; ``sets`` maps roles to predictions and the mean E0, eV."""
-    columns: list[tuple[str, str, str, float, dict[str, tuple[np.ndarray, np.ndarray]]]] = [
-        ("energy", "eV/atom", "meV/atom", 1e3, {}),
-        *(("force", "eV/Å", "eV/Å", 1.0, {}) for _ in sets),
-    ]
-    for k, (role, members) in enumerate(sets.items()):
-        energy = np.array([[p.energy_label - e0, p.energy - e0] for p, e0 in members]).T
-        force = np.concatenate([np.stack([p.forces_label.ravel(), p.forces.ravel()]) for p, _ in members], axis=1)
-        for column, pairs in ((columns[0], energy), (columns[k + 1], force)):
-            column[4][role] = tuple(pairs[:, np.isfinite(pairs).all(axis=0)])
-    columns = [column for column in columns if any(len(x) for x, _ in column[4].values())]
+    """Predicted against reference, and their difference.
 
-    figure = _figure(3.1 * len(columns), 4.6)
+    Parameters
+    ----------
+    sets : by role, the predictions, each with the mean E0 of its atoms, eV.
+    """
+    energies, forces = {}, {}
+    for role, members in sets.items():
+        energies[role] = _known([(p.energy_label - e0, p.energy - e0) for p, e0 in members])
+        forces[role] = _known([(p.forces_label, p.forces) for p, _ in members])
+    columns = [("energy", "eV/atom", "meV/atom", 1e3, energies)]
+    columns += [("force", "eV/Å", "eV/Å", 1.0, {role: pairs}) for role, pairs in forces.items()]
+    columns = [column for column in columns if any(pairs.size for pairs in column[4].values())]
+    largest = max((np.abs(y - x).max() for x, y in forces.values() if len(x)), default=0.0)
+
+    figure = _figure(min(9.0, 3.2 * len(columns)), 4.4)
     axes = figure.subplots(2, len(columns), sharex="col", squeeze=False, height_ratios=[2.2, 1])
-    extent = {
-        what: (min(values), max(values))
-        for what in ("energy", "force")
-        if (values := [v for c in columns if c[0] == what for pair in c[4].values() for xy in pair for v in xy])
-    }
-    spread = max((np.abs(y - x).max() for c in columns if c[0] == "force" for x, y in c[4].values()), default=0.0)
-    for (top, bottom), (what, unit, small, factor, sets_) in zip(axes.T, columns, strict=True):
-        low, high = extent[what]
-        pad = 0.05 * (high - low) or 0.1
-        limits = (low - pad, high + pad)
-        _tidy(top, ylabel=f"predicted {what} ({unit})").set(xlim=limits, ylim=limits)
-        _tidy(bottom, f"reference {what} ({unit})", f"error ({small})")
+    leftmost = {column[0]: k for k, column in reversed(list(enumerate(columns)))}
+    for k, (what, unit, small, factor, shown) in enumerate(columns):
+        top, bottom = axes[:, k]
+        everything = energies if what == "energy" else forces
+        values = np.concatenate([pairs.ravel() for pairs in everything.values()])
+        pad = 0.05 * np.ptp(values) or 0.1
+        limits = (values.min() - pad, values.max() + pad)
+        first = leftmost[what] == k
+        _tidy(top, ylabel=f"predicted {what} ({unit})" if first else "").set(xlim=limits, ylim=limits)
+        _tidy(bottom, f"reference {what} ({unit})", f"error ({small})" if first else "")
+        if what == "force":
+            bottom.set_ylim(-1.1 * largest - 1e-9, 1.1 * largest + 1e-9)
+            for ax in (top, bottom):
+                ax.tick_params(axis="y", labelleft=first)
         top.plot(limits, limits, color=FAINT, linewidth=0.8, zorder=1)
         bottom.axhline(0, color=FAINT, linewidth=0.8, zorder=1)
-        if what == "force" and spread:
-            bottom.set_ylim(-1.1 * spread, 1.1 * spread)
-        for k, (role, (x, y)) in enumerate(sets_.items()):
+        for line, (role, (x, y)) in enumerate(reversed(shown.items())):
             name, colour, shape = ROLES[role]
             _cloud(top, x, y, colour, shape)
             _cloud(bottom, x, (y - x) * factor, colour, shape)
-            error = factor * np.sqrt(np.mean((y - x) ** 2))
-            _note(top, 0.03, 0.98 - 0.075 * k, f"{name}: RMSE {error:.3g} {small}", colour, fontweight="bold")
+            rmse = factor * np.sqrt(np.mean((y - x) ** 2)) if len(x) else np.nan
+            text = f"{name}: RMSE {rmse:.3g} {small}"
+            _note(top, 0.0, 1.02 + 0.07 * line, text, colour, va="bottom", fontweight="bold")
     figure.align_ylabels(axes)
     return figure
 
 
+def _known(pairs: Sequence[tuple[Any, Any]]) -> np.ndarray:
+    """(2, n) references and predictions, without those that have no label."""
+    flat = np.concatenate([np.stack([np.ravel(x), np.ravel(y)]) for x, y in pairs], axis=1)
+    return flat[:, np.isfinite(flat).all(axis=0)]
+
+
 def _cloud(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, shape: str) -> None:
     """Points, or their density (logarithmic) where they are too many to be told apart."""
-    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
     if len(x) <= MANY:
         ax.scatter(x, y, 14 if len(x) < 300 else 6, colour, marker=shape, alpha=0.6, linewidths=0, zorder=2)
         return
-    shades = LinearSegmentedColormap.from_list("density", ["#DDDDDD", colour, "black"])
-    down = 70 if ax.get_position().height > 0.35 else 30
+    pale = 0.5 + 0.5 * np.array(to_rgb(colour))
+    shades = LinearSegmentedColormap.from_list("density", [tuple(pale), colour, "black"])
+    cells = (70, 70 if ax.get_position().height > 0.35 else 30)
     extent = (*ax.get_xlim(), *ax.get_ylim())
-    ax.hexbin(x, y, gridsize=(70, down), extent=extent, bins="log", cmap=shades, mincnt=1, linewidths=0, zorder=2)
+    ax.hexbin(x, y, gridsize=cells, extent=extent, bins="log", cmap=shades, mincnt=1, linewidths=0, zorder=2)
 
 
 def _coefficient_picture(model: Model) -> Figure:
@@ -252,9 +275,9 @@ def _coefficient_picture(model: Model) -> Figure:
     elements, labels = model.basis.elements, model.basis.labels
     columns: dict[tuple[int, str], list[int]] = {}
     for i, label in enumerate(labels):
-        pair = label.centre is None
-        name = "–".join(element for element, *_ in label.factors) if pair else label.centre
-        columns.setdefault((1 if pair else label.order, name), []).append(i)
+        name = label.centre or "–".join(element for element, *_ in label.factors)
+        columns.setdefault((label.order, name), []).append(i)
+    columns = dict(sorted(columns.items(), key=lambda item: item[0][0]))  # by order; elements as in the basis
     size = np.abs(np.asarray(model.posterior.mean))
     kept = model.active & (size > 0)
     floor = 10 ** np.floor(np.log10(size[kept].min(initial=1.0)))
@@ -274,14 +297,14 @@ def _coefficient_picture(model: Model) -> Figure:
             middle = np.median(size[index][on])
             ax.plot([place - 0.4, place + 0.4], [middle, middle], color=INK, linewidth=1.2)
         _note(
-            ax, place, 1.0, f"{len(index)}" + (f", {(~on).sum()} pruned" if not on.all() else ""), FAINT,
+            ax, place, 1.01, f"{len(index)}" + (f"\n{(~on).sum()} pruned" if not on.all() else ""), FAINT,
             transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=7,
         )  # fmt: skip
     for order in sorted({order for order, _ in columns}):
         places = [k for k, (o, _) in enumerate(columns) if o == order]
         title = "pair terms" if order == 1 else f"order {order}"
         _note(
-            ax, np.mean(places), 1.06, title, transform=ax.get_xaxis_transform(), ha="center", va="bottom",
+            ax, np.mean(places), 1.1, title, transform=ax.get_xaxis_transform(), ha="center", va="bottom",
             fontweight="bold",
         )  # fmt: skip
         if order > 1:
@@ -293,13 +316,24 @@ def _coefficient_picture(model: Model) -> Figure:
     return figure
 
 
+class Hole(NamedTuple):
+    """A fall of the energy, eV deep, from the rim (Å) inwards to the bottom (Å)."""
+
+    depth: float
+    rim: float
+    bottom: float
+
+
 class Dimer(NamedTuple):
     """The energy of two atoms against their distance.
 
     Attributes
     ----------
-    name : "Al–Cu". r : (n,) Å. core, fitted : (n,) eV; their sum is the energy less E0. radii : Å, the core alone below
-    the first, the fit alone above the second. seen : shortest distance in the data, Å, NaN where the pair is not in it.
+    name : "Al–Cu".
+    r : (n,) Å.
+    core, fitted : (n,) eV; their sum is the energy less E0.
+    radii : Å; the core alone acts below the first, the fit alone above the second.
+    seen : shortest distance in the data, Å, NaN where the pair is not in it.
     """
 
     name: str
@@ -313,19 +347,20 @@ class Dimer(NamedTuple):
     def total(self) -> np.ndarray:
         return self.core + self.fitted
 
-    def hole(self) -> tuple[float, float] | None:
-        """Depth (eV) and place (Å) of the deepest fall of the energy as the atoms come closer than in any data.
+    def hole(self) -> Hole | None:
+        """The deepest fall of the energy as the atoms come closer than in any data.
 
-        None where the curve only rises there, give or take `HOLE`. A pair that is not in the data is judged inside
-        its core: beyond it a bond may well be.
+        None where the curve only rises there, give or take `HOLE`. A pair that is not in the data is judged
+        inside its core: beyond it a bond may well be.
         """
         unknown = self.r <= (self.radii[1] if np.isnan(self.seen) else self.seen)
-        inward = self.total[unknown][::-1]
-        if not len(inward):
+        r, energy = self.r[unknown][::-1], self.total[unknown][::-1]  # from the outside inwards
+        if not len(r):
             return None
-        fall = np.maximum.accumulate(inward) - inward
-        deepest = int(np.argmax(fall))
-        return (float(fall[deepest]), float(self.r[unknown][::-1][deepest])) if fall[deepest] > HOLE else None
+        fall = np.maximum.accumulate(energy) - energy
+        bottom = int(np.argmax(fall))
+        rim = int(np.argmax(energy[: bottom + 1]))
+        return Hole(float(fall[bottom]), float(r[rim]), float(r[bottom])) if fall[bottom] > HOLE else None
 
 
 def dimers(model: Model, train: Sequence[Atoms]) -> list[Dimer]:
@@ -343,9 +378,8 @@ def dimers(model: Model, train: Sequence[Atoms]) -> list[Dimer]:
     def energies(r: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         def one(r: jax.Array) -> tuple[jax.Array, jax.Array]:
             along = jnp.stack([r, -r])[:, None, None] * jnp.array([1.0, 0.0, 0.0])[None, None, :]
-            centre, neighbour = z, z[::-1, None]
-            c = jnp.asarray(model.posterior.mean)
-            return core_energy(basis, along, centre, neighbour), c @ descriptor(basis, along, centre, neighbour)
+            dimer = basis, along, z, z[::-1, None]
+            return core_energy(*dimer), jnp.asarray(model.posterior.mean) @ descriptor(*dimer)
 
         return jax.vmap(one)(r)
 
@@ -374,7 +408,7 @@ def _shortest(numbers: Sequence[int], cutoff: float, structures: Sequence[Atoms]
 
 def _dimer_picture(curves: Sequence[Dimer]) -> Figure:
     """Core, fitted pair part and total, as Fig. 6 of van der Oord et al."""
-    from matplotlib.ticker import StrMethodFormatter
+    from matplotlib.ticker import FixedLocator, StrMethodFormatter
 
     across = min(3, len(curves))
     down = -(-len(curves) // across)
@@ -382,49 +416,49 @@ def _dimer_picture(curves: Sequence[Dimer]) -> Figure:
     axes = figure.subplots(down, across, sharey=True, squeeze=False)
     for ax in axes.flat[len(curves) :]:
         ax.remove()
-    lowest = min(-2.0, *(curve.total.min() for curve in curves))
+    lowest = min(curve.total.min() for curve in curves)
+    highest = max(curve.total.max() for curve in curves)
+    decades = [10.0**k for k in range(-1, 9)]
     for ax, curve in zip(axes.flat, curves, strict=False):
         left = ax.get_subplotspec().is_first_col()
         _tidy(ax, "distance (Å)", "energy less E0 (eV)" if left else "")
-        ax.set_yscale("symlog", linthresh=1.0, linscale=0.9)
-        ax.set_ylim(2 * lowest if lowest < -2 else lowest, 1e4)
+        ax.set_yscale("asinh", linear_width=0.1)
+        ax.yaxis.set_major_locator(FixedLocator([*(-y for y in reversed(decades)), 0.0, *decades]))
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.set_ylim(3 * min(lowest, -0.1), 5 * max(highest, 1.0))
         ax.set_xlim(curve.r[0], curve.r[-1])
         ax.axvspan(*curve.radii, color="#F0E9DC", zorder=0, linewidth=0)
         ax.axhline(0, color=FAINT, linewidth=0.8)
         if not np.isnan(curve.seen):
             ax.axvline(curve.seen, color=GREEN, linewidth=1.2, linestyle=(0, (4, 2)))
-        ax.plot(curve.r, curve.core, color=ORANGE, linewidth=1.4)
-        ax.plot(curve.r, curve.fitted, color=BLUE, linewidth=1.4)
-        ax.plot(curve.r, curve.total, color=INK, linewidth=2.2, alpha=0.85)
+        ax.plot(curve.r, curve.total, color=INK, linewidth=3)
+        ax.plot(curve.r, curve.core, color=ORANGE, linewidth=1.6, linestyle=(0, (3, 1.5)))
+        ax.plot(curve.r, curve.fitted, color=SKY, linewidth=1.6, linestyle=(0, (3, 1.5)))
         seen = "not in the data" if np.isnan(curve.seen) else f"shortest in data {curve.seen:.2f} Å"
-        for k, (text, colour) in enumerate(
-            (("total", INK), ("fitted pair part", BLUE), ("core", ORANGE), (seen, GREEN))
-        ):
+        lines = [(seen, GREEN), ("total", INK), ("core", ORANGE), ("fitted pair part", SKY)]
+        for k, (text, colour) in enumerate(lines if curve is curves[0] else lines[:1]):
             _note(ax, 0.98, 0.98 - 0.07 * k, text, colour, ha="right", fontweight="bold")
         _note(
-            ax, np.mean(curve.radii), 0.02, "hand-over", "#8A7A58", transform=ax.get_xaxis_transform(),
-            ha="center", va="bottom", fontsize=7,
+            ax, np.mean(curve.radii), 0.98, "hand-over", "#8A7A58", transform=ax.get_xaxis_transform(),
+            ha="center", fontsize=7,
         )  # fmt: skip
         if hole := curve.hole():
-            depth, place = hole
-            y = np.interp(place, curve.r, curve.total)
-            ax.plot(place, y, "v", color=VERMILLION, markersize=8, zorder=5)
-            _note(
-                ax, place, y, f"  hole, {depth:.2g} eV deep", VERMILLION, transform=ax.transData, va="center",
-                fontweight="bold",
-            )  # fmt: skip
+            y = np.interp(hole.bottom, curve.r, curve.total)
+            ax.plot(hole.bottom, y, "v", color=VERMILLION, markersize=8, zorder=5)
+            text = f"   hole, {hole.depth:.2g} eV"
+            _note(ax, hole.bottom, y, text, VERMILLION, transform=ax.transData, fontweight="bold")
         ax.set_title(curve.name, fontsize=10, color=INK, loc="left", fontweight="bold")
     return figure
 
 
-# ------------------------------------------------------------------------------------------------ the campaign
+# ----------------------------------------------------------------------------------------------- the campaign
 
 
 def _learning_picture(records: Sequence[Mapping[str, Any]]) -> Figure:
     """Errors on the test set against the number of labels, by group."""
     labels = [record["labels"] for record in records]
-    groups = [*dict.fromkeys(group for record in records for group in record["errors"] if group != "total"), "total"]
+    groups = list(dict.fromkeys(group for record in records for group in record["errors"]))
+    groups.sort(key="total".__eq__)  # last, so that it lies on top
     figure = _figure(9, 3.3)
     for ax, what, unit in zip(figure.subplots(1, 2), ("energy", "force"), ("meV/atom", "eV/Å"), strict=True):
         _tidy(ax, "labels", f"{what} RMSE on the test set ({unit})")
@@ -434,8 +468,8 @@ def _learning_picture(records: Sequence[Mapping[str, Any]]) -> Figure:
             values = np.array([_number(r["errors"].get(group, {}).get(f"{what}_rmse")) for r in records])
             if not (values > 0).any():
                 continue
-            colour = INK if group == "total" else COLOURS[k % len(COLOURS)]
-            ax.plot(labels, values, "o-", color=colour, markersize=3.5, linewidth=2 if group == "total" else 1.2)
+            colour, width = (INK, 2.0) if group == "total" else (COLOURS[k % len(COLOURS)], 1.2)
+            ax.plot(labels, values, "o-", color=colour, markersize=3.5, linewidth=width)
             ends[group] = (float(values[values > 0][-1]), colour)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if not ends:
@@ -443,7 +477,8 @@ def _learning_picture(records: Sequence[Mapping[str, Any]]) -> Figure:
         low, high = ax.get_ylim()
         ax.set_ylim(low / 1.1, high * 1.1)
         _log_ticks(ax.yaxis)
-        heights = [float(ax.transAxes.inverted().transform(ax.transData.transform((0, y)))[1]) for y, _ in ends.values()]
+        bottom, top = np.log(ax.get_ylim())
+        heights = [(np.log(y) - bottom) / (top - bottom) for y, _ in ends.values()]
         for height, (group, (_, colour)) in zip(_spread(heights, 0.065), ends.items(), strict=True):
             bold = "bold" if group == "total" else "normal"
             _note(ax, 1.02, height, group, colour, va="center", fontweight=bold)
@@ -459,17 +494,20 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def _calibration_picture(calibration: Calibration) -> Figure:
-    figure = _figure(6.6, 3.5)
+    """Observed against nominal coverage."""
+    figure = _figure(6.6, 3.3)
     for ax, what in zip(figure.subplots(1, 2), ("energy", "force"), strict=True):
         _tidy(ax, "nominal coverage (%)", "observed coverage (%)" if what == "energy" else "")
         ax.plot([0, 100], [0, 100], color=FAINT, linewidth=0.8)
-        ax.set(xlim=(40, 102), ylim=(0, 104), xticks=[50, 68, 90, 95])
         nominal = 100 * np.array(calibration.levels)
+        ax.set(xlim=(40, 102), ylim=(0, 104), xticks=nominal)
         for k, (when, colour, shape) in enumerate((("before", FAINT, "o--"), ("after", BLUE, "s-"))):
-            ax.plot(nominal, 100 * np.array(getattr(calibration, f"{what}_{when}")), shape, color=colour, markersize=5)
-            text = when if when == "before" else f"after: sigma × {getattr(calibration, f'{what}_factor'):.3g}"
+            observed = 100 * np.array(getattr(calibration, f"{what}_{when}"), float)
+            ax.plot(nominal, observed, shape, color=colour, markersize=5)
+            factor = getattr(calibration, f"{what}_factor")
+            text = f"after: sigma × {factor:.3g}" if when == "after" else when
             _note(ax, 0.97, 0.13 - 0.07 * k, text, colour, ha="right", fontweight="bold")
-        ax.set_title(f"{what} of held-out labels", fontsize=9, color=INK, loc="left")
+        ax.set_title({"energy": "energies", "force": "forces"}[what], fontsize=9, color=INK, loc="left")
     return figure
 
 
@@ -477,7 +515,14 @@ def _number(value: Any) -> float:
     return float("nan") if value is None else float(value)
 
 
-# -------------------------------------------------------------------------------------------------- the report
+# ------------------------------------------------------------------------------------------------- the report
+
+
+class Picture(NamedTuple):
+    """A data URI and the width in CSS pixels at which all pictures have one size of print."""
+
+    source: str
+    width: int
 
 
 class Section(NamedTuple):
@@ -485,7 +530,7 @@ class Section(NamedTuple):
 
     title: str
     caption: str
-    picture: str | None
+    picture: Picture | None
     warnings: Sequence[str] = ()
     fold: bool = False
 
@@ -512,23 +557,24 @@ def write_report(directory: str | Path) -> Path:
     for record in records:
         of.setdefault(record["type"], []).append(record)
     begun = [r for r in records if r["type"] in ("start", "resume")]
-    config = begun[-1]["config"] if begun else {}
+    latest = begun[-1] if begun else {}
+    config = latest.get("config", {})
     iterations, labels = of.get("iteration", []), of.get("label", [])
     # A stop counts until the campaign is resumed.
-    last = next((r for r in reversed(records) if r["type"] in ("stop", "resume")), {})
+    last: dict[str, Any] = next((r for r in reversed(records) if r["type"] in ("stop", "resume")), {})
 
     pictures = directory / "pictures"
     seconds: Counter[str] = Counter()
     for record in iterations:
         seconds.update({stage: _number(s) for stage, s in record["seconds"].items()})
-    errors = next((r["errors"] for r in reversed(iterations) if r["errors"]), {})
+    errors: dict[str, dict[str, float]] = next((r["errors"] for r in reversed(iterations) if r["errors"]), {})
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
         files("haljax").joinpath("report.html.j2").read_text("utf-8")
     )
     page = template.render(
         directory=str(directory.resolve()),
         date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        versions={"haljax": __version__, "jax": jax.__version__} | (begun[-1].get("versions", {}) if begun else {}),
+        versions={"haljax": __version__, "jax": jax.__version__} | latest.get("versions", {}),
         reason=last.get("reason"),
         roles=Counter(r["role"] for r in labels),
         names={role: name for role, (name, *_) in ROLES.items()},
@@ -537,8 +583,8 @@ def write_report(directory: str | Path) -> Path:
         seconds=seconds,
         errors=errors,
         failed=of.get("failed", []),
-        model_sections=_model_sections(directory, pictures, labels, iterations),
-        trajectories=_trajectory_sections(directory, pictures, iterations, config.get("dynamics", {})),
+        model_sections=_model_sections(directory, pictures, labels, iterations, last.get("calibration")),
+        trajectories=_trajectory_sections(directory, pictures, iterations, config),
         config=json.dumps(config, indent=2, ensure_ascii=False),
         number=lambda x, form=".3g": format(x, form) if math.isfinite(x := _number(x)) else "–",
     )
@@ -548,15 +594,22 @@ def write_report(directory: str | Path) -> Path:
 
 
 def _model_sections(
-    directory: Path, pictures: Path, labels: Sequence[dict[str, Any]], iterations: Sequence[dict[str, Any]]
+    directory: Path,
+    pictures: Path,
+    labels: Sequence[dict[str, Any]],
+    iterations: Sequence[dict[str, Any]],
+    calibration: Mapping[str, Any] | None,
 ) -> list[Section]:
-    from haljax.evaluation import calibrate, predict
+    from haljax.evaluation import Calibration, predict
     from haljax.hal.reference import decode
     from haljax.model import load
 
     sections: list[Section] = []
+    tested = [record for record in iterations if record["errors"]]
 
-    def add(name: str, title: str, caption: str, make: Callable[[], Figure], warnings: Sequence[str] = ()) -> None:
+    def add(
+        name: str, title: str, caption: str, make: Callable[[], Figure], warnings: Sequence[str] = ()
+    ) -> None:
         try:
             _save(make(), pictures / f"{name}.png")
         except ValueError as error:  # a part that cannot be shown must not cost the others
@@ -564,13 +617,21 @@ def _model_sections(
         else:
             sections.append(Section(title, caption, _embedded(pictures / f"{name}.png"), warnings))
 
-    tested = [record for record in iterations if record["errors"]]
     if tested:
         add(
             "learning",
             "Error against labels",
             "Errors on the independent test set after each fit.",
             lambda: _learning_picture(tested),
+        )
+    if calibration:
+        add(
+            "calibration",
+            "Calibration of the uncertainty",
+            "How often the errors of held-out labels (with the test set, where these were few) lie within "
+            "the predicted intervals, before and after sigma was scaled. On the diagonal the uncertainty is "
+            "true; below it the model is too sure.",
+            lambda: _calibration_picture(Calibration(**calibration)),
         )
     written = [p for p in (directory / "model.npz", *directory.glob("iterations/*/model.npz")) if p.exists()]
     if not written:
@@ -595,55 +656,51 @@ def _model_sections(
         add(
             "parity",
             "Energies and forces",
-            "Predicted against reference, and the errors below. Energies are relative to the one-body energies E0. "
-            "Where points are many, darker means more of them, on a logarithmic scale.",
+            "Predicted against reference, and the errors below. Energies are relative to the one-body "
+            "energies E0. Where points are many, darker means more of them, on a logarithmic scale.",
             parity,
         )
     curves = dimers(model, sets.get("train", []))
     add(
         "dimers",
         "Dimers",
-        "Energy of two atoms alone, where all many-body functions vanish: the fixed repulsive core, the fitted pair "
-        "part and their sum. Between the core radii (shaded) the core hands over to the fit. The energy axis is linear "
-        "between -1 and 1 eV and logarithmic beyond.",
+        "Energy of two atoms alone, where all many-body functions vanish: the fixed repulsive core, the "
+        "fitted pair part and their sum. Between the core radii (shaded) the core hands over to the fit. The "
+        "energy axis is linear about zero and logarithmic beyond.",
         lambda: _dimer_picture(curves),
-        [_hole_warning(curve, *hole) for curve in curves if (hole := curve.hole())],
+        [_hole_warning(curve, hole) for curve in curves if (hole := curve.hole())],
     )
     add(
         "coefficients",
         "Coefficients",
-        "Magnitude of each coefficient, by correlation order and by element pair or centre element; the line is the "
-        "median, the number above how many functions there are. Crosses at the bottom: pruned functions.",
+        "Magnitude of each coefficient, by correlation order and by element pair or centre element; the line "
+        "is the median, the number above how many functions there are. Crosses at the bottom: pruned ones.",
         lambda: _coefficient_picture(model),
     )
-    if "held_out" in sets:
-        add(
-            "calibration",
-            "Calibration of the uncertainty",
-            "How often the errors of held-out labels lie within the predicted intervals, before and after sigma was "
-            "scaled. On the diagonal the uncertainty is true; below it the model is too sure.",
-            lambda: _calibration_picture(calibrate(model, sets["held_out"])[1]),
-        )
     return sections
 
 
-def _hole_warning(curve: Dimer, depth: float, place: float) -> str:
+def _hole_warning(curve: Dimer, hole: Hole) -> str:
+    from haljax.ace.basis import CORE_OUTER
+
     known = (
         "the pair is not in the data, and inside its core" if np.isnan(curve.seen)
         else f"below {curve.seen:.2f} Å, the shortest distance in the data,"
     )  # fmt: skip
+    guard = hole.rim / (curve.radii[1] / CORE_OUTER)
     return (
-        f"Attractive hole in {curve.name}: {known} the dimer energy falls by {depth:.2g} eV as the atoms approach, down "
-        f"to {place:.2f} Å. Atoms that get there may stay there. Keep dynamics.min_distance above this distance, and "
-        "give the fit structures with shorter bonds of this pair, for instance compressed ones."
+        f"Attractive hole in {curve.name}: {known} the dimer energy falls by {hole.depth:.2g} eV as the "
+        f"atoms approach from {hole.rim:.2f} to {hole.bottom:.2f} Å. Atoms that get there may stay there. "
+        f"Set dynamics.min_distance to at least {guard:.2f}, and give the fit structures with shorter bonds "
+        "of this pair, for instance compressed ones."
     )
 
 
 def _trajectory_sections(
-    directory: Path, pictures: Path, iterations: Sequence[dict[str, Any]], dynamics: Mapping[str, Any]
+    directory: Path, pictures: Path, iterations: Sequence[dict[str, Any]], config: Mapping[str, Any]
 ) -> list[Section]:
     """One a round of dynamics, the latest first and open. Pictures already made are used as they are."""
-    sections = []
+    sections: list[Section] = []
     for record in reversed(iterations):
         number = record["iteration"]
         source = directory / "iterations" / f"{number:04d}" / "trajectory.npz"
@@ -651,10 +708,12 @@ def _trajectory_sections(
             continue
         picture = pictures / f"trajectory_{number:04d}.png"
         if not picture.exists() or picture.stat().st_mtime < source.stat().st_mtime:
-            trajectory_picture(source, picture, dynamics.get("tolerance", 0.2), dynamics.get("timestep_fs", 1.0))
+            trajectory_picture(source, picture, config["dynamics"]["tolerance"])
         sections.append(Section(f"Iteration {number}", "", _embedded(picture), fold=bool(sections)))
     return sections
 
 
-def _embedded(picture: Path) -> str:
-    return "data:image/png;base64," + b64encode(picture.read_bytes()).decode()
+def _embedded(path: Path) -> Picture:
+    png = path.read_bytes()
+    pixels = int.from_bytes(png[16:20], "big")  # from the header
+    return Picture("data:image/png;base64," + b64encode(png).decode(), pixels * 100 // DPI)

@@ -2,3 +2,37 @@ import jax
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def alloy():
+    """alloy(seed, repeat): a strained, rattled fcc Al-Cu cell of 4 x repeat atoms, half of each."""
+    import numpy as np
+    from ase.build import bulk
+
+    def make(seed, repeat=(2, 2, 1)):
+        rng = np.random.default_rng(seed)
+        atoms = bulk("Al", "fcc", a=3.9, cubic=True) * repeat
+        atoms.symbols[rng.permutation(len(atoms))[: len(atoms) // 2]] = "Cu"
+        atoms.set_cell(atoms.cell @ (np.eye(3) + 0.03 * rng.normal(size=(3, 3))), scale_atoms=True)
+        atoms.rattle(0.1, seed=seed)
+        return atoms
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def small_model(alloy):
+    """A real, small model: 98 functions of order 2 fitted to six 16-atom cells labelled by EMT."""
+    from ase.calculators.emt import EMT
+
+    import haljax as hx
+    from haljax.structures import with_labels
+
+    def label(atoms):
+        atoms.calc = EMT()
+        return with_labels(atoms, atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress())
+
+    return hx.fit(hx.ace_basis(("Al", "Cu"), cutoff=4.0, order=2, max_degree=6), [label(alloy(i)) for i in range(6)])

@@ -19,10 +19,12 @@ from haljax.md import (
     Status,
     advance,
     cell_move,
+    choose,
     guard,
     hamiltonian,
     kinetic_energy,
     maxwell_boltzmann,
+    shortage_of,
     swap_move,
     temperature,
     worst,
@@ -155,7 +157,7 @@ def _begin(
         momenta = maxwell_boltzmann(momentum_key, masses, system.species, kT)
         replica = Replica(system, momenta, force, masses, zero, key)
         return Trajectory(
-            replica, lists, Bias(zero, zero), start, start, system, start, lists.neighbours.overflow.astype(jnp.int32)
+            replica, lists, Bias(zero, zero), start, start, system, start, shortage_of(system, lists.neighbours)
         )
 
     return jax.vmap(one)(systems, kT, keys)
@@ -267,7 +269,7 @@ def _block(
             at(conditions.pressure, state),
             conditions.cell_step,
         )
-        tried = jnp.isfinite(conditions.pressure[:, 0])
+        tried = jnp.isfinite(conditions.pressure[:, 0]) & jnp.all(state.replica.system.pbc, axis=-1)
         return (
             state._replace(replica=replica, lists=lists, shortage=worst(state.shortage, shortage)),
             jnp.where(tried, accepted.astype(jnp.int32), -1),
@@ -291,10 +293,14 @@ def _block(
     def round_(carry, _):
         old, tick = carry
         tick = tick + 1
+        running = old.status == Status.RUNNING
+        # Stopped replicas go along as empty ones, so that they never call for new lists; the outcome is discarded.
+        system = old.replica.system
+        system = system._replace(species=jnp.where(running[:, None], system.species, -1))
         replica, lists, too_fast, shortage = advance(
             h,
             params.linear,
-            old.replica,
+            old.replica._replace(system=system),
             old.lists,
             at(conditions.kT, old),
             conditions.dt,
@@ -308,10 +314,7 @@ def _block(
         new, swaps = every(protocol.swap_interval, swap_moves, tick, new)
         new, seen = jax.vmap(partial(_check, basis, protocol, params))(conditions, new, too_fast)
         seen = seen._replace(cell_moves=cells, swap_moves=swaps)
-        running = old.status == Status.RUNNING
-        frozen = jax.tree.map(
-            lambda a, b: jnp.where(running.reshape((-1,) + (1,) * (a.ndim - 1)), a, b), new, old
-        )
+        frozen = choose(running, new, old)
         return (frozen, tick), seen._replace(status=frozen.status)
 
     (trajectory, _), seen = jax.lax.scan(round_, (trajectory, tick), length=n_checks)
@@ -381,8 +384,9 @@ def run(
                 capacity = bucket(int(1.3 * shortage.max()))
             state = _with_room(basis, state, protocol.skin, capacity, stencil)
             continue
+        running = np.asarray(state.status) == Status.RUNNING
         state, tick = new, tick + BLOCK
-        observations.append(jax.tree.map(np.asarray, seen))
+        observations.append(_held(jax.tree.map(np.asarray, seen), running, observations[-1] if observations else seen))
         on_block(observations[-1])
     return Run(
         np.asarray(state.status),
@@ -391,6 +395,15 @@ def run(
         np.asarray(state.safe_step),
         jax.tree.map(lambda *parts: np.concatenate(parts), *observations),
         capacity,
+    )
+
+
+def _held(seen: Observation, running: np.ndarray, before: Observation) -> Observation:
+    """A block's observations with the last row of a replica repeated after its end; ``running`` (B,) at its start."""
+    made = np.vstack([running[None], seen.status[:-1] == Status.RUNNING]).sum(axis=0)
+    row = np.minimum(np.arange(len(seen.step))[:, None], np.maximum(made - 1, 0)[None])
+    return jax.tree.map(
+        lambda now, past: np.where(running[None], np.take_along_axis(now, row, axis=0), past[-1][None]), seen, before
     )
 
 

@@ -10,17 +10,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from haljax.md.replicas import Hamiltonian, Replica, shortage_of
+from haljax.md.replicas import Hamiltonian, Replica, choose, shortage_of
 from haljax.structures import Neighbours, NeighbourState, neighbour_state
 
 
 def _metropolis(key: jax.Array, log_ratio: jax.Array) -> jax.Array:
     """Accept () bool; never where the ratio is NaN."""
     return jnp.log(jax.random.uniform(key, (), log_ratio.dtype)) < log_ratio
-
-
-def _choose(accept: jax.Array, new: Any, old: Any) -> Any:
-    return jax.tree.map(lambda a, b: jnp.where(accept, a, b), new, old)
 
 
 def cell_move(
@@ -45,7 +41,8 @@ def cell_move(
 
     Parameters
     ----------
-    kT : eV. pressure : eV/Å^3; NaN leaves the replica as it is. size : standard deviation of the strain.
+    kT : eV. pressure : eV/Å^3; where it is NaN, or the system not periodic along all axes, the replica stays
+        as it is. size : standard deviation of the strain.
 
     Returns
     -------
@@ -77,10 +74,10 @@ def cell_move(
     work = new - old + pressure * volume * jnp.expm1(log_growth)
     accept = _metropolis(accept_key, -work / kT + (n_atoms + 1) * log_growth)
     moved = replica._replace(system=trial, force=force)
-    asked = jnp.isfinite(pressure)
+    asked = jnp.isfinite(pressure) & jnp.all(system.pbc)
     accept = accept & asked
     shortage = jnp.where(asked, shortage_of(trial, trial_list.neighbours), 0)
-    return _choose(accept, moved, replica), _choose(accept, trial_list, lists), accept, shortage
+    return choose(accept, moved, replica), choose(accept, trial_list, lists), accept, shortage
 
 
 def swap_move(
@@ -115,4 +112,4 @@ def swap_move(
     new, force = hamiltonian.energy_and_force(params, trial, neighbours, replica.tau)
     accept = _metropolis(accept_key, -(new - old) / kT) & jnp.any(unlike)
     moved = replica._replace(system=trial, force=force, momenta=exchanged(replica.momenta))
-    return _choose(accept, moved, replica), accept
+    return choose(accept, moved, replica), accept

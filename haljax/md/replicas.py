@@ -145,7 +145,10 @@ def advance(
     skin: float,
     stencil: tuple[int, int, int],
 ) -> tuple[Replica, NeighbourState, jax.Array, jax.Array]:
-    """``n_steps`` Langevin steps of a batch; lists are rebuilt for all replicas when one needs it.
+    """``n_steps`` Langevin steps of a batch.
+
+    Lists are built for the whole batch when one replica needs it, and taken by those that do: so the list of a
+    replica, and with it the rounding of its sums, does not depend on its company.
 
     Returns
     -------
@@ -156,20 +159,33 @@ def advance(
     """
     cutoff = hamiltonian.cutoff
 
-    def overrun(state: NeighbourState, system: System) -> jax.Array:
-        return must_rebuild(state, system.positions, system.cell, cutoff, skin, system.species >= 0)
+    def outdated(lists: NeighbourState, systems: System, margin: float) -> jax.Array:
+        return jax.vmap(
+            lambda state, system: must_rebuild(
+                state, system.positions, system.cell, cutoff + margin, skin - margin, system.species >= 0
+            )
+        )(lists, systems)
 
     def step(_, carry):
         replicas, lists, too_fast, shortage = carry
-        lists = refresh(lists, replicas.system, cutoff + MARGIN, skin - MARGIN, stencil)
+        due = outdated(lists, replicas.system, MARGIN)
+        fresh = refresh(lists, replicas.system, cutoff + MARGIN, skin - MARGIN, stencil)
+        lists = choose(due, fresh, lists)
         shortage = worst(shortage, jax.vmap(shortage_of)(replicas.system, lists.neighbours))
         replicas = jax.vmap(partial(langevin_step, hamiltonian, params))(
             replicas, lists.neighbours, kT, dt, friction
         )
-        return replicas, lists, too_fast | jax.vmap(overrun)(lists, replicas.system), shortage
+        return replicas, lists, too_fast | outdated(lists, replicas.system, 0.0), shortage
 
     carry = replicas, lists, jnp.zeros(kT.shape, bool), jnp.zeros(kT.shape, jnp.int32)
     return jax.lax.fori_loop(0, n_steps, step, carry)
+
+
+def choose(condition: jax.Array, new: Any, old: Any) -> Any:
+    """``new`` where ``condition``, over the leading axes of every leaf that the condition has."""
+    return jax.tree.map(
+        lambda a, b: jnp.where(condition.reshape(condition.shape + (1,) * (a.ndim - condition.ndim)), a, b), new, old
+    )
 
 
 def shortage_of(system: System, neighbours: Neighbours) -> jax.Array:

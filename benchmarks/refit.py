@@ -1,0 +1,87 @@
+"""A rank-k update with one new structure beside the refit on all data: the same posterior, and how much faster.
+
+    python benchmarks/refit.py
+
+About 2000 rows of 700-odd functions (C-H-O, order 2, degree 8 has 606; Al-Cu order 3 degree 9 is nearest above).
+The refit is `fit` at the same hyperparameters: design rows, QR and solve, everything compiled beforehand.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import jax
+import numpy as np
+from ase.build import bulk
+from ase.calculators.emt import EMT
+from common import row
+
+import haljax as hx
+from haljax.bayes import empty, posterior
+from haljax.structures import with_labels
+from haljax.training import _absorbed
+
+STRUCTURES = 20  # of 32 atoms: 1 + 96 + 6 rows each
+
+
+def labelled(n: int, seed: int) -> list:
+    rng = np.random.default_rng(seed)
+    made = []
+    for _ in range(n):
+        atoms = bulk("Al", "fcc", a=3.9, cubic=True) * 2
+        atoms.symbols[rng.permutation(32)[:16]] = "Cu"
+        atoms.positions += 0.15 * rng.standard_normal(atoms.positions.shape)
+        atoms.calc = EMT()
+        made.append(with_labels(atoms, atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
+    return made
+
+
+def timed(call, repeats: int = 5):
+    result = jax.block_until_ready(call())
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        result = jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return result, float(np.median(times)), max(times) - min(times)
+
+
+def main() -> None:
+    basis = hx.ace_basis(("Al", "Cu"), 5.0, 3, 9)
+    train, new = labelled(STRUCTURES, 0), labelled(1, 1)
+    model = hx.fit(basis, train)
+    fixed = jax.jit(posterior)
+
+    def refit():
+        statistics = _absorbed(empty(len(basis)), basis, model.e0, model.settings, train + new)
+        return fixed(statistics, model.posterior.noise_precision, model.posterior.prior_precision)
+
+    updated, update_s, update_spread = timed(lambda: hx.update(model, new).posterior)
+    again, refit_s, refit_spread = timed(refit)
+    whole, fit_s, _ = timed(lambda: hx.fit(basis, train + new).posterior, 3)
+    scale = float(np.abs(again.mean).max())
+    covariance, reference = (np.asarray(p.factor @ p.factor.T) for p in (updated, again))
+    row(
+        "refit",
+        functions=len(basis),
+        rows=int(model.statistics.n),
+        update_s=update_s,
+        update_spread_s=update_spread,
+        refit_s=refit_s,
+        refit_spread_s=refit_spread,
+        fit_with_evidence_s=fit_s,
+        ratio=refit_s / update_s,
+        ratio_with_evidence=fit_s / update_s,
+        mean_difference=float(np.abs(updated.mean - again.mean).max()) / scale,
+        covariance_difference=float(np.abs(covariance - reference).max() / np.abs(reference).max()),
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""What the bias costs: a biased step beside an unbiased one, and energy and forces beside ace-jax's calculator.
+
+    python benchmarks/step_cost.py [--peer-python PATH] [--no-peer]
+
+32 atoms, some 700 functions. A step is a Langevin step of a replica as a campaign makes it; the unbiased one moves
+under E alone, without sigma. One replica, and eight at once (per replica).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ase import units
+from ase.build import bulk
+from ase.data import atomic_masses
+from common import median_seconds, row
+from peers import ace_jax
+from refit import labelled
+
+import haljax as hx
+from haljax.md import Hamiltonian, Replica, advance, hamiltonian
+from haljax.potentials import Parameters, energy_and_sigma, parameters_of
+from haljax.structures import from_atoms, neighbour_state, required_stencil, stack
+
+STEPS, SKIN, CAPACITY = 50, 0.7, 80
+
+
+def unbiased(basis) -> Hamiltonian:
+    def energy(params: Parameters, system, neighbours, tau):
+        return energy_and_sigma(basis, params, system, neighbours)[0]  # XLA drops what sigma alone needs
+
+    return Hamiltonian(energy, basis.cutoff)
+
+
+def steps(model, atoms: list, h: Hamiltonian, tau: float, dtype):
+    basis = model.basis
+    systems = stack([from_atoms(a, basis.elements) for a in atoms])
+    stencil = tuple(int(n) for n in required_stencil(systems.cell[0], systems.pbc[0], basis.cutoff + SKIN))
+    systems = jax.tree.map(lambda x: jnp.asarray(x, dtype if x.dtype == np.float64 else x.dtype), systems)
+    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), parameters_of(model))
+    lists = jax.vmap(lambda s: neighbour_state(s, basis.cutoff, SKIN, CAPACITY, stencil))(systems)
+    n = len(atoms)
+    zeros = jnp.zeros(systems.positions.shape, dtype)
+    masses = jnp.broadcast_to(jnp.asarray(atomic_masses[list(basis.numbers)], dtype), (n, basis.n_species))
+    keys = jax.vmap(jax.random.key)(jnp.arange(n))
+    replicas = Replica(systems, zeros, zeros, masses, jnp.full(n, tau, dtype), keys)
+    ones = jnp.ones(n, dtype)
+
+    @jax.jit
+    def run(replicas, lists):
+        return advance(
+            h, params, replicas, lists, 300 * units.kB * ones, units.fs * ones, 0.01 / units.fs * ones, STEPS, SKIN,
+            stencil,
+        )  # fmt: skip
+
+    return lambda: run(replicas, lists)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--no-peer", action="store_true")
+    options = parser.parse_args()
+    basis = hx.ace_basis(("Al", "Cu"), 5.0, 3, 9)
+    model = hx.fit(basis, labelled(12, 0))
+    for dtype in (jnp.float64, jnp.float32):
+        for n in (1, 8, 64, 512) if jax.default_backend() == "gpu" else (1, 8):
+            atoms = labelled(1, 2) * n
+            biased, biased_spread = median_seconds(steps(model, atoms, hamiltonian(basis), 1.0, dtype))
+            plain, plain_spread = median_seconds(steps(model, atoms, unbiased(basis), 0.0, dtype))
+            per_step = 1e6 / STEPS / n / 32
+            row(
+                "step_cost",
+                functions=len(basis),
+                replicas=n,
+                dtype=jnp.dtype(dtype).name,
+                biased_us_per_atom=biased * per_step,
+                biased_spread=biased_spread * per_step,
+                unbiased_us_per_atom=plain * per_step,
+                unbiased_spread=plain_spread * per_step,
+                ratio=biased / plain,
+            )
+
+    si = hx.ace_basis(("Si",), 5.5, 3, 14)
+    for name, b, atoms in (
+        ("Al-Cu, order 3, degree 9", basis, labelled(1, 2)[0]),
+        ("Si, order 3, degree 14", si, bulk("Si", cubic=True) * 3),
+    ):
+        atoms = atoms.copy()
+        atoms.rattle(0.05, seed=1)
+        p = parameters_like(b)
+        system, found = listed(b, atoms)
+        call = jax.jit(jax.value_and_grad(lambda R, s, nb, b=b, p=p: energy_and_sigma(b, p, s._replace(positions=R), nb)[0]))
+        seconds, spread = median_seconds(lambda: call(system.positions, system, found))
+        result = {
+            "energy_and_forces_us_per_atom": seconds / len(atoms) * 1e6,
+            "spread": spread / len(atoms) * 1e6,
+        }
+        calc = atoms.copy()
+        calc.calc = hx.Calculator(model_like(model, b))
+        result["calculator_us_per_atom"] = calculator_seconds(calc) / len(atoms) * 1e6
+        if not options.no_peer:
+            theirs = ace_jax.calculator_seconds(options.peer_python, atoms, b.order, b.max_degree, b.cutoff, 20)
+            result["ace_jax_calculator_us_per_atom"] = theirs["median_s"] / len(atoms) * 1e6
+            result["ratio_of_calculators"] = (
+                result["ace_jax_calculator_us_per_atom"] / result["calculator_us_per_atom"]
+            )
+        row("energy_and_forces", case=name, atoms=len(atoms), functions=len(b), **result)
+
+
+def parameters_like(basis) -> Parameters:
+    m = len(basis)
+    return Parameters(jnp.zeros(basis.n_species), jnp.linspace(-1.0, 1.0, m) / m, jnp.eye(m))
+
+
+def model_like(model, basis):
+    from dataclasses import replace
+
+    p = parameters_like(basis)
+    return replace(
+        model, basis=basis, e0=np.zeros(basis.n_species), posterior=model.posterior._replace(mean=p.mean, factor=p.factor)
+    )
+
+
+def listed(basis, atoms):
+    from haljax.structures import neighbour_list
+
+    system = from_atoms(atoms, basis.elements)
+    return jax.tree.map(jnp.asarray, (system, neighbour_list(system, basis.cutoff)))
+
+
+def calculator_seconds(atoms, repeats: int = 20) -> float:
+    import time
+
+    times = []
+    for _ in range(repeats + 2):
+        atoms.positions[0, 0] += 1e-4
+        start = time.perf_counter()
+        atoms.get_forces()
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[2:]))
+
+
+if __name__ == "__main__":
+    main()

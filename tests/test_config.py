@@ -1,0 +1,268 @@
+from __future__ import annotations
+
+import copy
+import inspect
+import json
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from haljax import training
+from haljax.ace import ace_basis
+from haljax.campaign import Limits, open_campaign
+from haljax.config import MAY_CHANGE, Basis, ConfigError, Ramp, load_config, per_replica
+
+MINIMAL = """
+directory = "run"
+[reference]
+calculator = "ase.calculators.emt.EMT"
+[start]
+structures = "start.xyz"
+[basis]
+elements = ["Al", "Cu"]
+[dynamics]
+temperature_K = 600
+[stop]
+max_labels = 100
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "start.xyz").write_text("1\n\nAl 0 0 0\n")
+    (tmp_path / "test.xyz").write_text("1\n\nAl 0 0 0\n")
+    return tmp_path
+
+
+@pytest.fixture
+def data(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """The minimal config as a dict; its paths are relative to the working directory."""
+    monkeypatch.chdir(folder)
+    return tomllib.loads(MINIMAL)
+
+
+def put(data: dict[str, Any], key: str, value: Any) -> dict[str, Any]:
+    """The config with one dotted key set, or taken out where the value is None."""
+    data = copy.deepcopy(data)
+    *tables, last = key.split(".")
+    table = data
+    for name in tables:
+        table = table.setdefault(name, {})
+    if value is None:
+        del table[last]
+    else:
+        table[last] = value
+    return data
+
+
+def test_minimal_config_and_the_defaults(folder):
+    (folder / "alcu.toml").write_text(MINIMAL)
+    config = load_config(folder / "alcu.toml")
+    assert config.directory == folder / "run" and config.start.structures == folder / "start.xyz"
+    assert (config.seed, config.test, config.labels.per_iteration, config.labels.test_fraction) == (
+        0,
+        None,
+        4,
+        0.1,
+    )
+    assert config.fit.model_dump() == {
+        "e0": "lsq",
+        "energy_weight": training.ENERGY_WEIGHT,
+        "force_weight": training.FORCE_WEIGHT,
+        "stress_weight": training.STRESS_WEIGHT,
+        "solver": "brr",
+        "smoothness": training.SMOOTHNESS,
+    }
+    dynamics = config.dynamics.model_dump()
+    assert dynamics.pop("temperature_K") == 600
+    assert dynamics == {
+        "replicas": 8, "pressure_GPa": None, "tau_rel": 0.2, "n_steps": 2000, "timestep_fs": 1.0,
+        "friction_per_fs": 0.01, "tolerance": 0.2, "epsilon": 0.2, "criterion": "max", "committee": 8,
+        "tau_history": 100, "tau_delay": None, "check_interval": 10, "cell_interval": 10,
+        "cell_fixed_shape": False, "cell_step": 0.01, "swap_interval": 0, "skin": 0.7, "min_distance": 0.6,
+        "max_force": 50.0, "max_temperature_K": 5000.0, "max_pressure_GPa": 50.0, "replicas_per_batch": 4,
+    }  # fmt: skip
+    assert config.reference.max_attempts == 2 and config.reference.timeout_s is None
+    assert config.reference.workers >= 1
+    assert Limits(**config.stop.model_dump()) == Limits(max_labels=100)
+
+
+def test_basis_defaults_are_those_of_ace_basis():
+    arguments = inspect.signature(ace_basis).parameters
+    for name in ("cutoff", "order", "max_degree"):
+        assert Basis.model_fields[name].default == arguments[name].default
+    assert list(Basis.model_fields) == list(arguments)
+
+
+def test_the_basis_it_describes(data):
+    assert load_config(put(data, "basis.max_degree", 5)).ace_basis() == ace_basis(["Al", "Cu"], max_degree=5)
+
+
+def test_ramps_and_lists_are_dealt_out_to_the_replicas(data):
+    config = load_config(put(data, "dynamics.temperature_K", [300, {"from": 300, "to": 900}]))
+    temperature = config.dynamics.temperature_K
+    assert temperature == (300.0, Ramp(300.0, 900.0))
+    assert [per_replica(temperature, i) for i in range(3)] == [(300, 300), (300, 900), (300, 300)]
+    assert per_replica(config.dynamics.tau_rel, 5) == (0.2, 0.2)
+    one_ramp = load_config(put(data, "dynamics.tau_rel", {"from": 0, "to": 0.5})).dynamics.tau_rel
+    assert per_replica(one_ramp, 7) == (0.0, 0.5)
+
+
+def test_plain_data_keeps_paths_as_given_and_can_be_loaded_again(data):
+    data = put(data, "dynamics.pressure_GPa", [{"from": -1, "to": 2}, 0])
+    data = put(data, "fit.e0", {"Al": -3, "Cu": -3.5})
+    data = put(data, "test.reference_md.temperature_K", [300, 600])
+    config = load_config(data)
+    plain = config.as_json()
+    assert plain["directory"] == "run" and plain["start"]["structures"] == "start.xyz"
+    assert plain["dynamics"]["pressure_GPa"] == [{"from": -1.0, "to": 2.0}, 0.0]
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert load_config(plain) == config
+
+
+def test_a_moved_folder_resumes(folder, tmp_path_factory):
+    (folder / "alcu.toml").write_text(MINIMAL)
+    config = load_config(folder / "alcu.toml")
+    open_campaign(config.directory, config.as_json()).close()
+    moved = folder.rename(tmp_path_factory.mktemp("elsewhere") / "moved")
+    config = load_config(moved / "alcu.toml")
+    assert config.directory == moved / "run"
+    open_campaign(config.directory, config.as_json(), resume=True, may_change=MAY_CHANGE).close()
+
+
+def test_what_may_change_exists(data):
+    plain = load_config(data).as_json()
+    for key in MAY_CHANGE:
+        table, _, name = key.partition(".")
+        assert table in plain and (not name or name in plain[table])
+
+
+def test_a_calculator_object_may_stand_in(data):
+    data = put(data, "reference", None)
+    assert load_config(data, calculator_given=True).reference.calculator is None
+    with pytest.raises(ConfigError, match=r"reference.calculator: missing; give the dotted path"):
+        load_config(data)
+
+
+BAD = [
+    # key, value (None: taken out), and what the message must say
+    ("directory", None, ["directory: missing; give the run directory"]),
+    ("directory", "start.xyz", ["directory", "start.xyz is a file"]),
+    ("directory", 3, ["directory = 3: should be a path"]),
+    ("seed", -1, ["seed = -1", "greater than or equal to 0"]),
+    ("sed", 1, ["sed: unknown key; did you mean seed?"]),
+    ("cutoff", 5.0, ["cutoff: unknown key; it belongs in [basis]"]),
+    ("dynamic.n_steps", 5, ["dynamic: unknown key; did you mean dynamics?"]),
+    ("start", None, ["start: missing; give a table [start] with the key structures"]),
+    ("start", 2, ["start = 2: should be a table"]),
+    ("start.structures", "none.xyz", ["start.structures", "there is no file", "none.xyz"]),
+    ("reference.calculator", "EMT", ['reference.calculator = "EMT"', "'ase.calculators.emt.EMT'"]),
+    ("reference.arguments", {"f": len}, ["reference.arguments", "f should be plain data"]),
+    ("reference.arguments", {"x": float("nan")}, ["reference.arguments", "x should be plain data"]),
+    ("reference.workers", 0, ["reference.workers = 0", "greater than or equal to 1"]),
+    ("reference.timeout_s", 0, ["reference.timeout_s = 0", "greater than 0"]),
+    ("basis", None, ["basis: missing; give a table [basis]"]),
+    ("basis.elements", ["al"], ["basis.elements", "'al' is not a chemical symbol; did you mean 'Al'?"]),
+    ("basis.elements", ["Al", "Al"], ["basis.elements", "Al stands in it more than once"]),
+    ("basis.elements", [], ["basis.elements = []", "at least 1 item"]),
+    ("basis.elements", "Al", ['basis.elements = "Al"', "list of the chemical symbols"]),
+    ("basis.elements", ["Al", 29], ["basis.elements[1] = 29", "string"]),
+    ("basis.cutoff", -5.0, ["basis.cutoff = -5.0: should be greater than 0 (radius of an environment, Å)"]),
+    ("basis.cutoff", float("inf"), ["basis.cutoff", "finite"]),
+    ("basis.order", "3", ['basis.order = "3": should be a valid integer']),
+    ("basis.max_degree", 2.5, ["basis.max_degree = 2.5", "integer"]),
+    ("fit.e0", "lstsq", ['fit.e0 = "lstsq": should be \'lsq\', \'isolated\' or a table of energies']),
+    ("fit.e0", {"Al": -3.1}, ["fit: e0 lacks Cu"]),
+    ("fit.e0", {"Al": -3.1, "Cu": -3.5, "Zn": -1}, ["fit: e0 names Zn", "(Al, Cu)"]),
+    ("fit.e0", {"Al": "x", "Cu": 1}, ["fit.e0", 'Al = "x" should be an energy in eV']),
+    ("fit.solver", "ridge", ["fit.solver = \"ridge\": should be 'brr' or 'ard'"]),
+    ("fit.energy_weight", 0, ["fit.energy_weight = 0: should be greater than 0"]),
+    ("dynamics", None, ["dynamics: missing; give a table [dynamics]"]),
+    ("dynamics.temperature_K", None, ["dynamics.temperature_K: missing; give K: a number above 0, a ramp"]),
+    ("dynamics.temperature_K", 0, ["dynamics.temperature_K = 0: should be a number above 0, a ramp"]),
+    ("dynamics.temperature_K", {"from": 3}, ['temperature_K = {"from": 3}: should be a number above 0']),
+    ("dynamics.temperature_K", [300, {"from": 3, "to": -1}], ["temperature_K", "should be a number above 0"]),
+    ("dynamics.temperature_K", [], ["dynamics.temperature_K = []: should be a number above 0"]),
+    ("dynamics.temperature_K", True, ["dynamics.temperature_K = true: should be a number above 0"]),
+    ("dynamics.temperature", 300, ["dynamics.temperature: unknown key; did you mean temperature_K?"]),
+    ("dynamics.tau_rel", -0.1, ["dynamics.tau_rel = -0.1: should be a number of at least 0"]),
+    ("dynamics.pressure_GPa", float("nan"), ["dynamics.pressure_GPa = NaN: should be a number, a ramp"]),
+    ("dynamics.criterion", "mean", ["dynamics.criterion = \"mean\": should be 'max' or 'softmax'"]),
+    ("dynamics.committee", 1, ["dynamics.committee = 1", "greater than or equal to 2"]),
+    ("dynamics.cell_interval", 15, ["cell_interval = 15: should be a multiple of check_interval = 10"]),
+    ("dynamics.swap_interval", 15, ["swap_interval = 15: should be a multiple of check_interval = 10"]),
+    ("dynamics.xyzzy", 1, ["dynamics.xyzzy: unknown key; allowed here: replicas, temperature_K"]),
+    ("labels.test_fraction", 1.0, ["labels.test_fraction = 1.0: should be less than 1"]),
+    ("stop", None, ["stop: missing; give a table [stop] with at least one of max_labels"]),
+    ("stop.max_labels", None, ["stop: it would never stop; give at least one of max_labels, max_iterations"]),
+    ("test", {}, ["test: give structures, or a table [test.reference_md]"]),
+    ("test.structures", "none.xyz", ["test.structures", "there is no file"]),
+    ("test.reference_md", {}, ["test.reference_md.temperature_K: missing; give list of temperatures in K"]),
+    ("test.reference_md.temperature_K", [300, -1], ["reference_md.temperature_K[1] = -1", "greater than 0"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "said"), BAD, ids=[f"{key}-{value}"[:40] for key, value, _ in BAD])
+def test_bad_key(data, key, value, said):
+    with pytest.raises(ConfigError) as caught:
+        load_config(put(data, key, value))
+    for words in ["the config: 1 key needs correction\n", *said]:
+        assert words in str(caught.value)
+
+
+def test_all_wrong_keys_are_told_at_once_with_the_file(folder):
+    path = folder / "alcu.toml"
+    path.write_text(
+        MINIMAL.replace("temperature_K", "temperature").replace("max_labels = 100", "max_labels = 0")
+    )
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: 3 keys need correction\n") and len(message.splitlines()) == 4
+    assert "stop.max_labels = 0" in message
+
+
+def test_default_interval_that_does_not_fit_matters_only_with_a_pressure(data):
+    data = put(data, "dynamics.check_interval", 20)
+    load_config(data)
+    with pytest.raises(ConfigError, match="cell_interval = 10 .the default. should be a multiple"):
+        load_config(put(data, "dynamics.pressure_GPa", 0))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"seed = \n", "is not valid TOML: Invalid value (at line 1, column 8)"),
+        (b"seed = 1\nseed = 2\n", "is not valid TOML: Cannot overwrite a value"),
+        (b"name = '\xff'\n", "is not a TOML file: it is not text in UTF-8"),
+        (None, "cannot be read: No such file or directory; give the path of a TOML file"),
+    ],
+)
+def test_file_that_is_not_a_config(folder, content, said):
+    path = folder / "alcu.toml"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert f"{path} {said}" in str(caught.value)
+
+
+def test_a_folder_is_not_a_config(folder):
+    with pytest.raises(ConfigError, match="cannot be read: Is a directory"):
+        load_config(folder)
+
+
+def test_examples_load():
+    examples = sorted((Path(__file__).parent.parent / "examples").glob("*.toml"))
+    assert examples
+    for path in examples:
+        assert load_config(path).ace_basis()
+
+
+def test_import_is_light():
+    script = "import sys, haljax.config; sys.exit(any(m in sys.modules for m in ('jax', 'ase', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
