@@ -16,6 +16,7 @@ from haljax.bayes import calibration, coverage
 from haljax.model import Model
 from haljax.potentials import Evaluation, evaluate_system, parameters_of
 from haljax.structures import Neighbours, System, labels
+from haljax.structures.system import structure_name
 from haljax.training import design_rows, examples
 
 if TYPE_CHECKING:
@@ -51,8 +52,9 @@ class ErrorTable:
 
     Attributes
     ----------
-    rows : group -> {"structures", "energy_rmse", "energy_mae" (meV/atom), "force_rmse", "force_mae" (eV/Å, per
-        component), "stress_rmse", "stress_mae" (GPa)}; the last row, "total", is over all. NaN: no such labels.
+    rows : group -> {"structures", "energy_rmse", "energy_mae" (meV/atom), "force_rmse", "force_mae" (eV/Å,
+        per component), "stress_rmse", "stress_mae" (GPa)}; the last row, "total", is over all. NaN: no such
+        labels. Where there is one group only, the total is the only row.
     """
 
     rows: dict[str, dict[str, float]]
@@ -62,11 +64,13 @@ class ErrorTable:
 
     def __str__(self) -> str:
         width = max(len(group) for group in self.rows) + 2
-        head = f"{'':{width}}{'n':>6}{'E RMSE':>10}{'E MAE':>10}{'F RMSE':>10}{'F MAE':>10}{'S RMSE':>10}{'S MAE':>10}"
-        unit = f"{'':{width}}{'':>6}{'meV/atom':>10}{'meV/atom':>10}{'eV/Å':>10}{'eV/Å':>10}{'GPa':>10}{'GPa':>10}"
+        columns = [(what, kind) for what in ("energy", "force", "stress") for kind in ("rmse", "mae")]
+        names = "".join(f"{what[0].upper()} {kind.upper()}".rjust(10) for what, kind in columns)
+        units = "".join(unit.rjust(10) * 2 for unit in ("meV/atom", "eV/Å", "GPa"))
+        head, unit = f"{'':{width}}{'n':>6}{names}", f"{'':{width}}{'':>6}{units}"
         body = []
         for group, row in self.rows.items():
-            numbers = [row[f"{what}_{kind}"] for what in ("energy", "force", "stress") for kind in ("rmse", "mae")]
+            numbers = [row[f"{what}_{kind}"] for what, kind in columns]
             cells = "".join(f"{'-':>10}" if np.isnan(x) else f"{x:>10.4g}" for x in numbers)
             body.append(f"{group:{width}}{int(row['structures']):>6}{cells}")
         return "\n".join([head, unit, *body])
@@ -89,7 +93,8 @@ def error_table(predictions: Sequence[Prediction]) -> ErrorTable:
         groups.setdefault(p.group, []).append(p)
     if len(groups) == 1:
         groups = {}
-    return ErrorTable({name: _errors(members) for name, members in sorted(groups.items())} | {"total": _errors(predictions)})
+    rows = {name: _errors(members) for name, members in sorted(groups.items())}
+    return ErrorTable(rows | {"total": _errors(predictions)})
 
 
 def _errors(members: Sequence[Prediction]) -> dict[str, float]:
@@ -133,7 +138,9 @@ def predict(model: Model, structures: Sequence[Atoms]) -> list[Prediction]:
     ):
         result = evaluate_one(model, *example)
         if not np.isfinite(result.energy) or not np.isfinite(result.forces).all():
-            raise ValueError(f"structure {i}: the model's energy or forces are not finite; is it far outside the data?")
+            raise ValueError(
+                f"{structure_name(atoms, i)}: the model's energy or forces are not finite; leave it out"
+            )
         n = len(atoms)
         volume = abs(np.linalg.det(example[0].cell)) if atoms.pbc.all() else np.nan
         out.append(
@@ -159,7 +166,8 @@ class Calibration:
     ----------
     energy_factor, force_factor : what sigma must be multiplied by; above 1 the model was too sure.
     levels : nominal coverages.
-    energy_before, energy_after, force_before, force_after : observed coverages, each like ``levels``.
+    energy_before, energy_after, force_before, force_after : observed coverages, each like ``levels``; NaN
+        where there were no such labels, whose factor is then 1.
     """
 
     energy_factor: float
@@ -174,15 +182,16 @@ class Calibration:
         lines = [f"sigma of energies x {self.energy_factor:.3g}, of forces x {self.force_factor:.3g}"]
         lines.append("nominal coverage  " + "".join(f"{level:8.0%}" for level in self.levels))
         for name in ("energy_before", "energy_after", "force_before", "force_after"):
-            lines.append(f"{name.replace('_', ' '):18}" + "".join(f"{x:8.0%}" for x in getattr(self, name)))
+            cells = "".join(f"{'-':>8}" if np.isnan(x) else f"{x:8.0%}" for x in getattr(self, name))
+            lines.append(f"{name.replace('_', ' '):18}" + cells)
         return "\n".join(lines)
 
 
 def calibrate(model: Model, held_out: Sequence[Atoms]) -> tuple[Model, Calibration]:
     """Scale the predicted uncertainties to the errors on labelled structures that the fit has not seen.
 
-    A factor for energies and one for forces, each maximising the likelihood of the errors. The spread of a label
-    includes the noise of the fit, so that a model whose errors are mostly noise is not called unsure.
+    A factor for energies and one for forces, each maximising the likelihood of the errors. The spread of a
+    label includes the noise of the fit, so that a model whose errors are mostly noise is not called unsure.
 
     Raises
     ------
@@ -191,8 +200,12 @@ def calibrate(model: Model, held_out: Sequence[Atoms]) -> tuple[Model, Calibrati
     raw = replace(model, energy_calibration=1.0, force_calibration=1.0)
     predictions = predict(raw, held_out)
     noise = 1 / np.sqrt(float(model.posterior.noise_precision))
-    energy_noise, force_noise = noise / model.settings.energy_weight, noise / model.settings.force_weight
-    energy = np.array([[p.energy - p.energy_label, np.hypot(p.energy_std, energy_noise)] for p in predictions])
+    weights = model.settings.energy_weight, model.settings.force_weight
+    # Of the noise of what was not fitted nothing is known.
+    energy_noise, force_noise = (noise / weight if weight else 0.0 for weight in weights)
+    energy = np.array(
+        [[p.energy - p.energy_label, np.hypot(p.energy_std, energy_noise)] for p in predictions]
+    )
     force = np.concatenate(
         [
             np.stack([(p.forces - p.forces_label).ravel(), np.hypot(std, force_noise).ravel()], axis=1)
@@ -200,6 +213,8 @@ def calibrate(model: Model, held_out: Sequence[Atoms]) -> tuple[Model, Calibrati
         ]
     )
     energy, force = energy[np.isfinite(energy[:, 0])], force[np.isfinite(force[:, 0])]
+    if not len(energy) + len(force):
+        raise ValueError("there is nothing to calibrate on: no held-out structure has an energy or forces")
 
     def judged(pairs: np.ndarray) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
         if not len(pairs):
@@ -225,7 +240,8 @@ def _force_std(basis: ACEBasis, factor: jax.Array, system: System, neighbours: N
 
 def force_std_one(model: Model, system: System, neighbours: Neighbours) -> np.ndarray:
     """Exact posterior standard deviation of every force component, (N, 3) eV/Å."""
-    return np.asarray(_force_std(model.basis, model.posterior.factor, system, neighbours)) * model.force_calibration
+    std = _force_std(model.basis, model.posterior.factor, system, neighbours)
+    return np.asarray(std) * model.force_calibration
 
 
 def force_stds(model: Model, structures: Sequence[Atoms]) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import jax.numpy as jnp
 import numpy as np
@@ -47,8 +48,8 @@ class Model:
     active : (M,) False for functions that ARD pruned.
     settings : how the data was weighted.
     n_structures : how many structures it learned from.
-    energy_calibration, force_calibration : factors that bring the posterior's sigma to the errors seen on held-out
-        labels; 1 before `calibrate`.
+    energy_calibration, force_calibration : factors that bring the posterior's sigma to the errors seen on
+        held-out labels; 1 before `calibrate`.
     """
 
     basis: ACEBasis
@@ -104,18 +105,24 @@ def load(path: str | Path) -> Model:
         with np.load(path, allow_pickle=False) as data:
             meta = json.loads(str(data["meta"]))
             arrays = {k: data[k] for k in data.files}
-    except (KeyError, ValueError, OSError) as error:
+    except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(f"{path} is not a haljax model ({error}); models are written by Model.save") from error
+        raise ValueError(
+            f"{path} is not a haljax model ({error}); models are written by Model.save"
+        ) from error
     if meta.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
-            f"{path} has schema version {meta.get('schema_version')!r}, written by haljax {meta.get('haljax')}; this "
-            f"haljax reads version {SCHEMA_VERSION}: install the haljax that wrote it, or fit the model again"
+            f"{path} has schema version {meta.get('schema_version')!r}, written by haljax "
+            f"{meta.get('haljax')}; this haljax reads version {SCHEMA_VERSION}: install the one that wrote "
+            "it, or fit the model again"
         )
     basis = ace_basis(**meta["basis"])
     if len(basis) != len(arrays["posterior_mean"]):
-        raise ValueError(f"{path} holds {len(arrays['posterior_mean'])} coefficients for {len(basis)} functions")
+        raise ValueError(
+            f"{path} holds {len(arrays['posterior_mean'])} coefficients, but its basis has {len(basis)} "
+            "functions in this haljax: install the one that wrote it, or fit the model again"
+        )
 
     def group(kind, prefix):
         return kind(**{name: jnp.asarray(arrays[f"{prefix}_{name}"]) for name in kind._fields})

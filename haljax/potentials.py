@@ -52,6 +52,7 @@ class Evaluation(NamedTuple):
     energy, sigma : () eV; sigma is the posterior standard deviation of the total energy.
     forces, sigma_gradient : (N, 3) eV/Å; -dE/dR and d(sigma)/dR.
     virial, sigma_strain : (6,) eV, Voigt xx, yy, zz, yz, xz, xy; -dE/d(strain) and d(sigma)/d(strain).
+    force_deviations : (K, N, 3) eV/Å, of a committee's forces from the mean's; K = 0 where none was asked for.
     """
 
     energy: jax.Array
@@ -60,16 +61,24 @@ class Evaluation(NamedTuple):
     sigma_gradient: jax.Array
     virial: jax.Array
     sigma_strain: jax.Array
+    force_deviations: jax.Array
 
 
-def _described(
+def _features(
     basis: ACEBasis, system: System, neighbours: Neighbours, strain: jax.Array | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """D (M,) and the energy of the repulsive core (); NaN where the neighbour list is incomplete."""
+) -> jax.Array:
+    """D (M,); NaN where the neighbour list is incomplete."""
     d, z_j = vectors(system, neighbours, 2 * basis.cutoff, strain)
     poison = jnp.where(jnp.asarray(neighbours.overflow) == 0, 1.0, jnp.nan).astype(d.dtype)
-    z_i = jnp.asarray(system.species)
-    return descriptor(basis, d, z_i, z_j) * poison, core_energy(basis, d, z_i, z_j)
+    return descriptor(basis, d, jnp.asarray(system.species), z_j) * poison
+
+
+def _core(
+    basis: ACEBasis, system: System, neighbours: Neighbours, strain: jax.Array | None = None
+) -> jax.Array:
+    """Energy of the repulsive core, () eV."""
+    d, z_j = vectors(system, neighbours, 2 * basis.cutoff, strain)
+    return core_energy(basis, d, jnp.asarray(system.species), z_j)
 
 
 def _one_body(params: Parameters, species: jax.Array) -> jax.Array:
@@ -89,35 +98,50 @@ def energy_and_sigma(
     strain: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Total energy and its posterior standard deviation, eV, of one system; vmap over replicas."""
-    features, core = _described(basis, system, neighbours, strain)
-    energy = params.mean @ features + core + _one_body(params, jnp.asarray(system.species))
+    features = _features(basis, system, neighbours, strain)
+    energy = params.mean @ features + _core(basis, system, neighbours, strain) + _one_body(params, jnp.asarray(system.species))
     return energy, _sigma(params, features)
 
 
 def evaluate_system(
-    basis: ACEBasis, params: Parameters, system: System, neighbours: Neighbours
+    basis: ACEBasis,
+    params: Parameters,
+    system: System,
+    neighbours: Neighbours,
+    draws: jax.Array | None = None,
 ) -> Evaluation:
-    """Energy, sigma and all their first derivatives: one forward and two reverse passes."""
+    """Energy, sigma and all their first derivatives, of one system.
 
-    def terms(positions: jax.Array, strain: jax.Array):
-        return energy_and_sigma(basis, params, system._replace(positions=positions), neighbours, strain)
-
+    Forces are linear in the coefficients: one forward pass gives the descriptor, and one reverse pass for each set of
+    coefficients its force: the mean, Sigma D / sigma, and the deviations ``draws`` (K, M) of a committee.
+    """
     strain = jnp.zeros((3, 3), system.positions.dtype)
-    (energy, sigma), pull = jax.vjp(terms, system.positions, strain)
-    one, zero = jnp.ones_like(energy), jnp.zeros_like(energy)
-    gradient, tension = pull((one, zero))
-    sigma_gradient, sigma_tension = pull((zero, one))
-    return Evaluation(energy, sigma, -gradient, sigma_gradient, -_voigt(tension), _voigt(sigma_tension))
-
-
-def force_deviations(
-    basis: ACEBasis, draws: jax.Array, system: System, neighbours: Neighbours
-) -> jax.Array:
-    """Force deviations (K, N, 3), eV/Å, of coefficient deviations ``draws`` (K, M): one reverse pass a draw."""
-    _, pull = jax.vjp(
-        lambda positions: _described(basis, system._replace(positions=positions), neighbours)[0], system.positions
+    features, pull = jax.vjp(
+        lambda positions, strain: _features(basis, system._replace(positions=positions), neighbours, strain),
+        system.positions,
+        strain,
     )
-    return -jax.lax.map(lambda draw: pull(draw)[0], draws)
+    core, core_pull = jax.vjp(
+        lambda positions, strain: _core(basis, system._replace(positions=positions), neighbours, strain),
+        system.positions,
+        strain,
+    )
+    sigma = _sigma(params, features)
+    slope = params.factor @ (features @ params.factor) / sigma
+    coefficients = jnp.stack([params.mean, slope])
+    if draws is not None:
+        coefficients = jnp.concatenate([coefficients, draws])
+    gradients, tensions = jax.lax.map(pull, coefficients)
+    core_gradient, core_tension = core_pull(jnp.ones_like(core))
+    return Evaluation(
+        params.mean @ features + core + _one_body(params, jnp.asarray(system.species)),
+        sigma,
+        -(gradients[0] + core_gradient),
+        gradients[1],
+        -_voigt(tensions[0] + core_tension),
+        _voigt(tensions[1]),
+        -gradients[2:],
+    )
 
 
 def _voigt(tensor: jax.Array) -> jax.Array:

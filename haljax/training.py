@@ -33,7 +33,7 @@ from haljax.structures import (
 if TYPE_CHECKING:
     from ase import Atoms
 
-# 1 / (3 meV/atom), 1 / (0.1 eV/Å), 1 / (0.03 eV/atom): rows of forces outnumber those of energies some 3 N to one.
+# 1 / (3 meV/atom), 1 / (0.1 eV/Å), 1 / (0.03 eV/atom): rows of forces outnumber those of energies 3 N to one.
 ENERGY_WEIGHT, FORCE_WEIGHT, STRESS_WEIGHT = 300.0, 10.0, 30.0
 SMOOTHNESS = 2.0
 
@@ -52,11 +52,12 @@ def fit(
 
     Parameters
     ----------
-    train : structures with energies (eV) and, where there are any, forces (eV/Å) and stresses (eV/Å^3, ASE's sign).
-        ``info["energy_weight"]``, ``info["force_weight"]``, ``info["stress_weight"]`` and
+    train : structures with energies (eV) and, where there are any, forces (eV/Å) and stresses (eV/Å^3, ASE's
+        sign). ``info["energy_weight"]``, ``info["force_weight"]``, ``info["stress_weight"]`` and
         ``arrays["force_weight"]`` multiply a structure's weights.
-    e0 : energies of the isolated elements: "isolated" takes them from single-atom structures in ``train``, "lsq"
-        from a least-squares fit of the energies to the composition, or a mapping from element to eV.
+    e0 : energies of the isolated elements: "isolated" takes them from the single atoms in ``train`` that have
+        no neighbour within the cutoff, "lsq" from a least-squares fit of the energies to the composition, or
+        a mapping from element to eV.
     energy_weight, stress_weight : of an energy and a virial component per atom, 1/eV.
     force_weight : of a force component, Å/eV. Only ratios of weights matter: the noise is learned.
     solver : "brr" (one prior precision for all functions) or "ard" (one each; prunes).
@@ -64,7 +65,8 @@ def fit(
 
     Raises
     ------
-    ValueError : no structures, labels missing or not finite, an element the basis lacks, an unknown solver.
+    ValueError : no structures, labels missing or not finite, an element the basis lacks, an unknown solver, a
+        negative weight, nothing that has a weight.
     RuntimeError : x64 is off.
     """
     require_x64()
@@ -73,10 +75,16 @@ def fit(
     train = list(train)
     if not train:
         raise ValueError("there is nothing to fit: give at least one labelled structure")
+    for name, value in (("energy", energy_weight), ("force", force_weight), ("stress", stress_weight)):
+        if not 0 <= value < np.inf:
+            raise ValueError(f"{name}_weight must be a finite number >= 0, not {value}")
+    for i, atoms in enumerate(train):  # here, where i is the index in the caller's list
+        from_atoms(atoms, basis.elements, index=i)
+        labels(atoms, index=i)
     settings = FitSettings(energy_weight, force_weight, stress_weight, solver, smoothness)
     one_body = _one_body_energies(basis, train, e0)
     if e0 == "isolated":
-        train = [atoms for atoms in train if len(atoms) > 1]
+        train = [atoms for atoms in train if not _isolated(basis, atoms)]
     statistics = _absorbed(empty(len(basis)), basis, one_body, settings, train)
     posterior, active = solve(basis, settings, statistics)
     return Model(basis, one_body, posterior, statistics, active, settings, len(train))
@@ -87,7 +95,10 @@ def update(model: Model, new: Sequence[Atoms]) -> Model:
 
     A rank-k update of the posterior: equal to a refit at the same hyperparameters.
     """
-    rows, targets = _stacked(model, new)
+    blocks = list(_blocks(model.basis, model.e0, model.settings, new))
+    if not blocks:
+        raise ValueError("there is nothing to learn: give at least one labelled structure")
+    rows, targets = _padded(blocks)
     return replace(
         model,
         posterior=_update(model.posterior, rows * model.active[None, :], targets),
@@ -112,8 +123,8 @@ def refit(model: Model, new: Sequence[Atoms]) -> Model:
 def select(model: Model, pool: Sequence[Atoms], n: int) -> list[int]:
     """Indices of the ``n`` structures of an unlabelled pool that are worth labelling together.
 
-    Greedy by conditional posterior variance of the energy: each pick conditions the posterior as if it had been
-    labelled, so near-copies are not picked twice.
+    Greedy by conditional posterior variance of the energy: each pick conditions the posterior as if it had
+    been labelled, so near-copies are not picked twice.
 
     Raises
     ------
@@ -122,7 +133,8 @@ def select(model: Model, pool: Sequence[Atoms], n: int) -> list[int]:
     pool = list(pool)
     if not pool:
         raise ValueError("the pool is empty: give at least one structure to select from")
-    weight = np.array([model.settings.energy_weight / len(atoms) for atoms in pool])
+    scale = model.settings.energy_weight or ENERGY_WEIGHT  # a fit to forces alone still judges by energies
+    weight = np.array([scale / len(atoms) for atoms in pool])
     features = descriptors(model.basis, pool) * weight[:, None]
     indices, _ = bayes.select(model.posterior, jnp.asarray(features)[:, None, :], n)
     return [int(i) for i in indices]
@@ -130,11 +142,15 @@ def select(model: Model, pool: Sequence[Atoms], n: int) -> list[int]:
 
 def solve(basis: ACEBasis, settings: FitSettings, statistics: Statistics) -> tuple[Posterior, np.ndarray]:
     """Posterior at maximum evidence and the mask of active functions (M,)."""
+    if not int(statistics.n):
+        raise ValueError("there is nothing to learn from: every label is missing or has weight 0")
     scale = jnp.asarray(basis.smoothness(settings.smoothness))
     with _one_blas_thread():
         posterior, info = jax.block_until_ready(_SOLVERS[settings.solver](statistics, scale))
     if not np.isfinite(float(posterior.log_evidence)):
-        raise ValueError("the fit is not finite: look for extreme labels or weights among the training structures")
+        raise ValueError(
+            "the fit is not finite: look for extreme labels or weights among the training structures"
+        )
     return posterior, np.asarray(info.active)
 
 
@@ -218,16 +234,17 @@ def _weighted(
 
 def examples(basis: ACEBasis, structures: Sequence[Atoms]) -> Iterator[tuple[System, Neighbours]]:
     """Structures as arrays, all with one neighbour capacity, so that few shapes are compiled."""
-    systems = [from_atoms(atoms, basis.elements, index=i) for i, atoms in enumerate(structures)]
-    lists = [neighbour_list(system, basis.cutoff) for system in systems]
-    size = max(len(system.species) for system in systems)
-    capacity = max(found.index.shape[1] for found in lists)
-    for atoms, system, found in zip(structures, systems, lists, strict=True):
-        fitting = size
-        while -(-fitting // 4) >= len(atoms):  # few sizes, since padded atoms cost next to nothing
-            fitting = -(-fitting // 4)
-        system = from_atoms(atoms, basis.elements, size=fitting)
-        yield system, found.padded(len(system.species), capacity)
+    lists = [
+        neighbour_list(from_atoms(atoms, basis.elements, len(atoms), i), basis.cutoff)
+        for i, atoms in enumerate(structures)
+    ]
+    largest = bucket(max(map(len, structures), default=0))
+    capacity = max((found.index.shape[1] for found in lists), default=0)
+    for atoms, found in zip(structures, lists, strict=True):
+        size = largest
+        while size > 1 and -(-size // 4) >= len(atoms):  # few sizes: padded atoms cost next to nothing
+            size = -(-size // 4)
+        yield from_atoms(atoms, basis.elements, size), found.padded(size, capacity)
 
 
 def _blocks(
@@ -263,15 +280,15 @@ def _absorbed(
             waiting.append(block)
             count += len(block[1])
             if count >= step:
-                statistics, waiting, count = _absorb_padded(statistics, waiting), [], 0
-        return _absorb_padded(statistics, waiting) if waiting else statistics
+                statistics, waiting, count = _absorb(statistics, *_padded(waiting)), [], 0
+        return _absorb(statistics, *_padded(waiting)) if waiting else statistics
 
 
-def _absorb_padded(statistics: Statistics, blocks: Sequence[tuple[np.ndarray, np.ndarray]]) -> Statistics:
-    """Absorb blocks of rows, filled up with rows of zeros, which say nothing, to one of few shapes."""
+def _padded(blocks: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
+    """Blocks of rows as one, filled up with rows of zeros, which say nothing, to one of few shapes."""
     rows, targets = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
     extra = bucket(len(rows)) - len(rows)
-    return _absorb(statistics, np.pad(rows, ((0, extra), (0, 0))), np.pad(targets, (0, extra)))
+    return np.pad(rows, ((0, extra), (0, 0))), np.pad(targets, (0, extra))
 
 
 def _one_blas_thread() -> threadpool_limits:
@@ -281,37 +298,36 @@ def _one_blas_thread() -> threadpool_limits:
     return threadpool_limits(1, user_api="blas")
 
 
-def _stacked(model: Model, structures: Sequence[Atoms]) -> tuple[np.ndarray, np.ndarray]:
-    structures = list(structures)
-    if not structures:
-        raise ValueError("there is nothing to learn: give at least one labelled structure")
-    blocks = list(_blocks(model.basis, model.e0, model.settings, structures))
-    return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
+def _isolated(basis: ACEBasis, atoms: Atoms) -> bool:
+    """A single atom with no image of itself in reach; the primitive cell of a crystal is none."""
+    return len(atoms) == 1 and bool(
+        np.all(neighbour_list(from_atoms(atoms, basis.elements), basis.cutoff).index < 0)
+    )
 
 
-def _one_body_energies(
-    basis: ACEBasis, train: Iterable[Atoms], e0: str | Mapping[str, float]
-) -> np.ndarray:
+def _one_body_energies(basis: ACEBasis, train: Iterable[Atoms], e0: str | Mapping[str, float]) -> np.ndarray:
     """(Z,) eV."""
     if isinstance(e0, Mapping):
         if missing := [e for e in basis.elements if e not in e0]:
-            raise ValueError(f"e0 lacks {', '.join(missing)}: give an energy in eV for every element of the basis")
+            raise ValueError(f"e0 lacks {', '.join(missing)}: give an energy in eV for every element")
+        if bad := [e for e in basis.elements if not np.isfinite(e0[e])]:
+            raise ValueError(f"e0 of {', '.join(bad)} is NaN or infinite: give it in eV")
         return np.array([float(e0[e]) for e in basis.elements])
     if e0 == "isolated":
-        found = {atoms.symbols[0]: labels(atoms).energy for atoms in train if len(atoms) == 1}
-        if missing := [e for e in basis.elements if e not in found]:
+        found = {atoms.symbols[0]: labels(atoms).energy for atoms in train if _isolated(basis, atoms)}
+        if missing := [e for e in basis.elements if not np.isfinite(found.get(e, np.nan))]:
             raise ValueError(
-                f"e0='isolated' needs a labelled single-atom structure of {', '.join(missing)} among the training "
-                "structures; add it, or use e0='lsq' or a mapping"
+                f"e0='isolated' needs the energy of a single atom of {', '.join(missing)}, alone within the "
+                "cutoff, among the training structures; add it, or use e0='lsq' or a mapping"
             )
         return np.array([found[e] for e in basis.elements])
     if e0 == "lsq":
-        known = [(atoms, labels(atoms, index=i).energy) for i, atoms in enumerate(train)]
-        known = [(atoms, energy) for atoms, energy in known if np.isfinite(energy)]
+        known = [(atoms, label) for atoms in train if (label := labels(atoms)).energy_weight > 0]
+        known = [(atoms, label) for atoms, label in known if np.isfinite(label.energy)]
+        if not known:
+            raise ValueError("e0='lsq' needs energies, but no structure has one; give e0 as a mapping")
         counts = np.array([[np.sum(atoms.symbols == e) for e in basis.elements] for atoms, _ in known], float)
-        if not len(known):
-            raise ValueError("e0='lsq' needs energies, but no training structure has one; give e0 as a mapping")
         n_atoms = counts.sum(axis=1, keepdims=True)
-        energies = np.array([energy for _, energy in known])[:, None]
+        energies = np.array([label.energy for _, label in known])[:, None]
         return np.linalg.lstsq(counts / n_atoms, energies / n_atoms, rcond=1e-8)[0][:, 0]
     raise ValueError(f"e0 must be 'lsq', 'isolated' or a mapping from element to eV, not {e0!r}")

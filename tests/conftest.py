@@ -36,3 +36,32 @@ def small_model(alloy):
         return with_labels(atoms, atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress())
 
     return hx.fit(hx.ace_basis(("Al", "Cu"), cutoff=4.0, order=2, max_degree=6), [label(alloy(i)) for i in range(6)])
+
+
+@pytest.fixture(scope="session")
+def labelled(alloy):
+    """labelled(seed, repeat): a cell of `alloy` labelled by EMT."""
+    from ase.calculators.emt import EMT
+
+    from haljax.structures import with_labels
+
+    def make(seed, repeat=(1, 1, 1)):
+        atoms = alloy(seed, repeat)
+        atoms.calc = EMT()
+        return with_labels(atoms, atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress())
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_data(labelled):
+    """Eight 4-atom cells labelled by EMT: 152 labels."""
+    return [labelled(i) for i in range(8)]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_data):
+    """65 functions of order 2, fewer than its labels."""
+    import haljax as hx
+
+    return hx.fit(hx.ace_basis(("Al", "Cu"), cutoff=4.5, order=2, max_degree=5), tiny_data)

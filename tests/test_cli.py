@@ -185,7 +185,7 @@ def no_schema(path: Path, folder: Path) -> Path:
         (["fit", "train.xyz", "--elements", "Al"], r"train.xyz: structure 0 .*Cu is not among the basis"),
         (["fit", "train.xyz", "--elements", "Al,Xx1"], r"'Xx1' is not a chemical symbol"),
         (["fit", "train.xyz", "--e0", "Al=-3"], r"e0 lacks Cu"),
-        (["fit", "train.xyz", "--e0", "isolated"], r"needs a labelled single-atom structure of Al, Cu"),
+        (["fit", "train.xyz", "--e0", "isolated"], r"e0='isolated' needs .* Al, Cu"),
         (["fit", "train.xyz", "-o", "none/model.npz"], r"none/model.npz cannot be written"),
         (["fit", "train.xyz", "--order", "0"], r"order and max_degree must be at least 1"),
         (["select", "model.npz", "pool.xyz", "-n", "99"], r"99"),

@@ -87,13 +87,15 @@ def explore(
         (size, members[k : k + width]) for size, members in by_size.items() for k in range(0, len(members), width)
     ]
     latest: dict[str, list] = {name: [None] * len(starts) for name in Observation._fields}
-    lock = threading.Lock()
+    lock, interrupted = threading.Lock(), threading.Event()
 
     def one_batch(batch: tuple[int, list[int]]) -> Run:
         size, members = batch
         filled = members + [members[-1]] * (width - len(members))
 
         def on_block(seen: Observation) -> None:
+            if interrupted.is_set():
+                raise InterruptedError
             with lock:
                 for name, values in seen._asdict().items():
                     for column, i in enumerate(members):
@@ -117,7 +119,11 @@ def explore(
         return result
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        runs = list(pool.map(one_batch, batches))
+        try:
+            runs = list(pool.map(one_batch, batches))
+        except BaseException:  # Ctrl-C, say: no batch goes on beyond its present block
+            interrupted.set()
+            raise
     return _gathered(basis.elements, starts, batches, runs)
 
 

@@ -26,7 +26,7 @@ from haljax.campaign import (
     why_stop,
     write_atomic,
 )
-from haljax.config import HALConfig, load_config
+from haljax.config import MAY_CHANGE, HALConfig, load_config
 from haljax.evaluation import Calibration, ErrorTable, calibrate, evaluate
 from haljax.hal.acquisition import Explored, explore
 from haljax.hal.reference import Reference, decode, encode
@@ -125,7 +125,7 @@ class HAL:
         directory = Path(self.config.directory)
         c = self.config
         with (
-            open_campaign(directory, c.as_json(), resume=self._resume, may_change={"stop", "directory"}) as journal,
+            open_campaign(directory, c.as_json(), resume=self._resume, may_change=MAY_CHANGE) as journal,
             Oracle(
                 self._reference,
                 self._executor,
@@ -229,7 +229,7 @@ class _Campaign:
         (self.directory / "structures.tmp").replace(self.directory / "structures.xyz")
         summary = {"type": "stop", "reason": reason}
         if calibration is not None:
-            summary["calibration"] = dataclasses.asdict(calibration)
+            summary["calibration"] = _without_nan(dataclasses.asdict(calibration))
         self._record(summary)
         self.progress({"stage": "report"})
         write_report(self.directory)
@@ -438,7 +438,7 @@ class _Campaign:
             "labels": self._n_labels(),
             "score": request["score"],
             "replicas": request["replicas"],
-            "errors": _without_nan(errors),
+            "errors": {group: _without_nan(values) for group, values in errors.items()},
             "hyperparameters": {
                 "noise_precision": float(model.posterior.noise_precision),
                 "log_evidence": float(model.posterior.log_evidence),
@@ -467,9 +467,13 @@ def _unlabelled(atoms: Atoms) -> bool:
     return not ({"energy", "forces"} <= set(results) or ("energy" in atoms.info and "forces" in atoms.arrays))
 
 
-def _without_nan(errors: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float | None]]:
-    """NaN (no such labels) is not JSON."""
-    return {group: {k: v if np.isfinite(v) else None for k, v in row.items()} for group, row in errors.items()}
+def _without_nan(values: Any) -> Any:
+    """NaN (no such labels) becomes None, which JSON knows."""
+    if isinstance(values, dict):
+        return {k: _without_nan(v) for k, v in values.items()}
+    if isinstance(values, tuple):
+        return [_without_nan(v) for v in values]
+    return values if np.isfinite(values) else None
 
 
 @contextmanager

@@ -114,7 +114,12 @@ def _frames(
     rng = np.random.default_rng(seed)
     MaxwellBoltzmannDistribution(atoms, temperature_K=temperature_K, rng=rng)
     dynamics = Langevin(
-        atoms, timestep_fs * units.fs, temperature_K=temperature_K, friction=0.02 / units.fs, rng=rng
+        atoms,
+        timestep_fs * units.fs,
+        temperature_K=temperature_K,
+        friction=0.02 / units.fs,
+        fixcm=False,  # the ensemble is exact only so
+        rng=rng,
     )
     dynamics.run(burn_in)
     found = []

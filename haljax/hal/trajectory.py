@@ -29,7 +29,7 @@ from haljax.md import (
     temperature,
     worst,
 )
-from haljax.potentials import Parameters, evaluate_system, force_deviations
+from haljax.potentials import Parameters, evaluate_system
 from haljax.structures import NeighbourState, System, bucket, neighbour_state, required_stencil, vectors
 
 BLOCK = 10  # checks between two looks of the host
@@ -180,9 +180,8 @@ def _check(
     step = trajectory.step + protocol.check_interval
     progress = step / conditions.n_steps
 
-    result = evaluate_system(basis, params.linear, system, neighbours)
-    deviations = force_deviations(basis, params.deviations, system, neighbours)
-    f = relative_force_error(deviations, result.forces, conditions.epsilon, real)
+    result = evaluate_system(basis, params.linear, system, neighbours, params.deviations)
+    f = relative_force_error(result.force_deviations, result.forces, conditions.epsilon, real)
     score = criterion(f, real, protocol.softmax)
 
     d, z_j = vectors(system, neighbours, 2 * basis.cutoff)

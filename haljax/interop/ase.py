@@ -16,9 +16,10 @@ from haljax.structures import bucket, from_atoms, neighbour_list
 class Calculator(ASECalculator):
     """Energy, forces and stress of a fitted model, with their posterior standard deviations.
 
-    ``results`` hold energy and free_energy (eV), forces (eV/Å), stress (Voigt, eV/Å^3; periodic cells only) and
-    energy_std (eV); ``forces_std`` (N, 3) (eV/Å) is computed when asked for:
-    ``atoms.calc.get_property("forces_std", atoms)``. Standard deviations carry the model's calibration factors.
+    ``results`` hold energy and free_energy (eV), forces (eV/Å), stress (Voigt, eV/Å^3; periodic cells only)
+    and energy_std (eV); ``forces_std`` (N, 3) (eV/Å) is computed when asked for:
+    ``atoms.calc.get_property("forces_std", atoms)``. Standard deviations carry the model's calibration
+    factors.
     """
 
     implemented_properties: ClassVar[list[str]] = [

@@ -11,12 +11,25 @@ import jax
 import jax.numpy as jnp
 
 from haljax.md.replicas import Hamiltonian, Replica, choose, shortage_of
-from haljax.structures import Neighbours, NeighbourState, neighbour_state
+from haljax.structures import Neighbours, NeighbourState, System, neighbour_state
 
 
 def _metropolis(key: jax.Array, log_ratio: jax.Array) -> jax.Array:
     """Accept () bool; never where the ratio is NaN."""
     return jnp.log(jax.random.uniform(key, (), log_ratio.dtype)) < log_ratio
+
+
+def _compare(
+    hamiltonian: Hamiltonian,
+    params: Any,
+    tau: jax.Array,
+    old: tuple[System, Neighbours],
+    new: tuple[System, Neighbours],
+) -> tuple[jax.Array, jax.Array]:
+    """Change of H () eV from the old to the new system, and the force in the new one; one program for both."""
+    systems, lists = jax.tree.map(lambda a, b: jnp.stack([a, b]), old, new)
+    energies, forces = jax.vmap(lambda s, n: hamiltonian.energy_and_force(params, s, n, tau))(systems, lists)
+    return energies[1] - energies[0], forces[1]
 
 
 def cell_move(
@@ -66,12 +79,13 @@ def cell_move(
         cell=jnp.matmul(system.cell, deformation, precision=highest),
     )
     trial_list = neighbour_state(trial, hamiltonian.cutoff, skin, lists.neighbours.index.shape[-1], stencil)
-    old = hamiltonian.biased(params, system, lists.neighbours, replica.tau)
-    new, force = hamiltonian.energy_and_force(params, trial, trial_list.neighbours, replica.tau)
+    change, force = _compare(
+        hamiltonian, params, replica.tau, (system, lists.neighbours), (trial, trial_list.neighbours)
+    )
     n_atoms = jnp.sum(system.species >= 0)
     volume = jnp.abs(jnp.linalg.det(system.cell))
     log_growth = jnp.trace(strain)
-    work = new - old + pressure * volume * jnp.expm1(log_growth)
+    work = change + pressure * volume * jnp.expm1(log_growth)
     accept = _metropolis(accept_key, -work / kT + (n_atoms + 1) * log_growth)
     moved = replica._replace(system=trial, force=force)
     asked = jnp.isfinite(pressure) & jnp.all(system.pbc)
@@ -108,8 +122,7 @@ def swap_move(
         return x.at[i].set(x[j]).at[j].set(x[i])
 
     trial = replica.system._replace(species=exchanged(species))
-    old = hamiltonian.biased(params, replica.system, neighbours, replica.tau)
-    new, force = hamiltonian.energy_and_force(params, trial, neighbours, replica.tau)
-    accept = _metropolis(accept_key, -(new - old) / kT) & jnp.any(unlike)
+    change, force = _compare(hamiltonian, params, replica.tau, (replica.system, neighbours), (trial, neighbours))
+    accept = _metropolis(accept_key, -change / kT) & jnp.any(unlike)
     moved = replica._replace(system=trial, force=force, momenta=exchanged(replica.momenta))
     return choose(accept, moved, replica), accept

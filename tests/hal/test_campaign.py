@@ -1,0 +1,352 @@
+"""The campaign as a whole: what it writes, that it resumes to the same result, and what bad references get."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.io import read, write
+
+import haljax as hx
+from haljax.campaign import CampaignExists, CampaignMismatch, JournalError, read_journal
+from haljax.config import ConfigError
+from haljax.structures import with_labels
+
+
+def cells(n=4, seed=0):
+    rng = np.random.default_rng(seed)
+    made = []
+    for i in range(n):
+        atoms = bulk("Al", "fcc", a=3.9, cubic=True) * (2, 1, 1)
+        atoms.symbols[rng.permutation(8)[: 2 * i + 1]] = "Cu"
+        atoms.positions += 0.1 * rng.standard_normal(atoms.positions.shape)
+        made.append(atoms)
+    return made
+
+
+def config(folder, calculator="ase.calculators.emt.EMT", starts=None, **tables):
+    """A small campaign: two rounds, two labels each."""
+    write(folder / "start.xyz", cells() if starts is None else starts, format="extxyz")
+    base = {
+        "directory": str(folder / "run"),
+        "seed": 3,
+        "reference": {"calculator": calculator, "workers": 2},
+        "start": {"structures": str(folder / "start.xyz")},
+        "basis": {"elements": ["Al", "Cu"], "cutoff": 4.0, "order": 2, "max_degree": 5},
+        "dynamics": {
+            "replicas": 3,
+            "temperature_K": [300, 600],
+            "pressure_GPa": 0.0,
+            "n_steps": 40,
+            "timestep_fs": 2.0,
+            "tolerance": 0.3,
+            "tau_history": 10,
+            "swap_interval": 20,
+            "cell_interval": 20,
+            "replicas_per_batch": 2,
+        },
+        "labels": {"per_iteration": 2, "test_fraction": 0.3},
+        "stop": {"max_iterations": 2},
+    }
+    for table, values in tables.items():
+        base[table] = {**base.get(table, {}), **values} if isinstance(values, dict) else values
+    return base
+
+
+def records(folder, kind):
+    return [r for r in read_journal(folder / "run" / "journal.jsonl") if r["type"] == kind]
+
+
+def comparable(folder):
+    """What must be the same however a campaign was interrupted."""
+    keep = ("id", "role", "structure", "energy", "forces", "stress")
+    labels = {r["id"]: {k: r[k] for k in keep} for r in records(folder, "label")}
+    rounds = {r["iteration"]: (r["labels"], r["score"], r["hyperparameters"]) for r in records(folder, "iteration")}
+    return labels, rounds
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """One undisturbed campaign."""
+    folder = tmp_path_factory.mktemp("whole")
+    test = {"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}}
+    result = hx.HAL(config(folder, test=test)).run()
+    return folder, result
+
+
+def test_a_campaign_leaves_what_the_user_takes_home(whole):
+    folder, result = whole
+    run = folder / "run"
+    assert "2 iterations done" in result.reason
+    assert [r["iteration"] for r in records(folder, "iteration")] == [0, 1, 2]
+    assert {r["origin"]["source"] for r in records(folder, "label") if r["iteration"] == -1} == {"start", "reference_md"}
+    assert len([r for r in records(folder, "label") if r["role"] == "test"]) == 4
+    assert len(read(run / "structures.xyz", ":")) == len(records(folder, "label"))
+    assert (run / "report.html").stat().st_size > 1000
+    for iteration in (1, 2):
+        with np.load(run / "iterations" / f"{iteration:04d}" / "trajectory.npz") as data:
+            assert data["criterion"].shape[1] == 3
+    saved = hx.load(run / "model.npz")
+    np.testing.assert_array_equal(saved.posterior.mean, result.model.posterior.mean)
+    table = hx.evaluate(saved, [a for a in read(run / "structures.xyz", ":") if a.info["role"] == "test"])
+    # Extended XYZ keeps eight decimals.
+    assert table["total"]["force_rmse"] == pytest.approx(result.errors["total"]["force_rmse"], rel=1e-6)
+
+
+def test_the_final_model_has_learned_every_training_label_in_one(whole):
+    """Learning round by round ends where one fit to all training labels at the same E0 does."""
+    folder, result = whole
+    order = ["start-0", "start-1", "start-2", "start-3"]
+    order += [id for r in records(folder, "request") for id in r["jobs"]]
+    by_id = {r["id"]: r for r in records(folder, "label") if r["role"] == "train"}
+    train = []
+    for id in order:
+        if id in by_id:
+            r = by_id[id]
+            s = r["structure"]
+            atoms = bulk("Al").__class__(s["numbers"], s["positions"], cell=s["cell"], pbc=s["pbc"])
+            train.append(with_labels(atoms, r["energy"], r["forces"], r["stress"]))
+    e0 = dict(zip(("Al", "Cu"), result.model.e0, strict=True))
+    again = hx.fit(result.model.basis, train, e0=e0)
+    # The noise precision is a fixed point found to 1e-10; coefficients inherit that through the conditioning.
+    np.testing.assert_allclose(again.posterior.noise_precision, result.model.posterior.noise_precision, rtol=1e-6)
+    table = hx.evaluate(again, train)["total"], hx.evaluate(result.model, train)["total"]
+    assert table[0]["force_rmse"] == pytest.approx(table[1]["force_rmse"], rel=1e-6)
+
+
+@pytest.mark.parametrize("when", ["select", "fit", "label", "evaluate", "report"])
+def test_interrupted_at_every_stage_and_resumed_it_comes_to_the_same_result(whole, tmp_path, when):
+    """Ctrl-C each time a stage is met for the n-th time, over and over, until it is done."""
+    reference, _ = whole
+    test = {"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}}
+    setup = config(tmp_path, test=test)
+    for patience in range(1, 30):
+        met = 0
+
+        def interrupt(event, patience=patience):
+            nonlocal met
+            met += event["stage"] == when
+            if met == patience:
+                raise KeyboardInterrupt
+
+        try:
+            hx.HAL(setup, resume=True, progress=interrupt).run()
+            break
+        except KeyboardInterrupt:
+            continue
+    else:
+        pytest.fail("it never came to an end")
+    assert patience > 1
+    assert comparable(tmp_path) == comparable(reference)
+
+
+@pytest.mark.slow
+def test_killed_at_random_instants_it_loses_nothing(whole, tmp_path):
+    reference, _ = whole
+    test = {"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}}
+    (tmp_path / "config.json").write_text(json.dumps(config(tmp_path, test=test)))
+    program = (
+        "import json, sys, haljax as hx\n"
+        "if __name__ == '__main__':\n"
+        "    hx.HAL(json.load(open(sys.argv[1])), resume=True).run()\n"
+    )
+    (tmp_path / "program.py").write_text(program)
+    rng = np.random.default_rng(0)
+    environment = os.environ | {"JAX_ENABLE_X64": "1", "JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
+    known = 0
+    for _ in range(40):
+        process = subprocess.Popen(
+            [sys.executable, tmp_path / "program.py", tmp_path / "config.json"], env=environment, stderr=subprocess.DEVNULL
+        )
+        try:
+            if process.wait(timeout=rng.uniform(5, 40)) == 0:
+                break
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            time.sleep(0.5)
+        if (tmp_path / "run" / "journal.jsonl").exists():
+            labels = len(records(tmp_path, "label"))
+            assert labels >= known
+            known = labels
+    assert comparable(tmp_path) == comparable(reference)
+
+
+def test_a_finished_run_is_not_overwritten_but_extended(whole, tmp_path):
+    folder, _ = whole
+    with pytest.raises(CampaignExists, match="--resume"):
+        hx.HAL(config(folder, test={"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}})).run()
+    with pytest.raises(CampaignMismatch, match="dynamics.n_steps: was 40, now 50"):
+        hx.HAL(config(folder, dynamics={"n_steps": 50}), resume=True).run()
+    import shutil
+
+    shutil.copytree(folder / "run", tmp_path / "run")
+    test = {"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}}
+    longer = config(tmp_path, test=test, start={"structures": str(folder / "start.xyz")})
+    result = hx.HAL(longer, resume=True).run(max_iterations=3)
+    assert [r["iteration"] for r in records(tmp_path, "iteration")] == [0, 1, 2, 3]
+    assert "3 iterations done" in result.reason
+
+
+@pytest.mark.parametrize(
+    ("calculator", "error", "options"),
+    [
+        ("Raising", "SCF not converged", {}),
+        ("NotANumber", "NaN", {}),
+        ("Hanging", "no label within 1 s", {"timeout_s": 1.0, "max_attempts": 1}),
+        ("Dying", "exit code 3", {}),
+        ("Shapeless", "forces of shape", {}),
+    ],
+)
+def test_labels_that_fail_are_recorded_and_the_campaign_goes_on(tmp_path, calculator, error, options):
+    setup = config(tmp_path, f"tests.hal.references.{calculator}", reference=options, stop={"max_iterations": 1})
+    setup["reference"]["calculator"] = f"tests.hal.references.{calculator}"
+    if calculator == "Shapeless":
+        with pytest.raises(RuntimeError, match="no start structure could be labelled.*forces of shape"):
+            hx.HAL(setup).run()
+        return
+    hx.HAL(setup).run()
+    failures = records(tmp_path, "failed")
+    assert failures and all(error in r["error"] for r in failures)
+    assert {r["id"] for r in failures} >= {"start-2", "start-3"}  # the copper-rich ones
+    assert [r["iteration"] for r in records(tmp_path, "iteration")] == [0, 1]
+
+
+def test_a_reference_that_always_fails_ends_the_run_with_its_message_and_can_be_mended(tmp_path):
+    setup = config(tmp_path, stop={"max_iterations": 1})
+    setup["reference"] |= {"calculator": "tests.hal.references.Broken", "max_attempts": 1}
+    with pytest.raises(RuntimeError, match="licence expired.*Mend the reference calculator and resume"):
+        hx.HAL(setup).run()
+    with pytest.raises(CampaignMismatch, match="reference.calculator"):
+        hx.HAL(config(tmp_path, stop={"max_iterations": 1}), resume=True).run()
+    assert len(records(tmp_path, "failed")) == 4
+
+
+def test_no_replica_stays_safe(tmp_path):
+    setup = config(tmp_path, dynamics={"min_distance": 3.0})
+    with pytest.raises(RuntimeError, match="no replica stayed safe.*too_close.*lower the temperature"):
+        hx.HAL(setup).run()
+
+
+def test_labelled_starts_are_not_labelled_again(tmp_path):
+    starts = []
+    for atoms in cells():
+        atoms.calc = EMT()
+        starts.append(with_labels(atoms, atoms.get_potential_energy() + 1.0, atoms.get_forces(), atoms.get_stress()))
+    hx.HAL(config(tmp_path, starts=starts, stop={"max_iterations": 1})).run()
+    first = next(r for r in records(tmp_path, "label") if r["id"] == "start-0")
+    assert first["attempts"] == 0
+    assert first["energy"] == pytest.approx(starts[0].get_potential_energy(), abs=1e-7)  # extxyz keeps 8 decimals
+
+
+def test_molecules_isolated_atoms_and_threads(tmp_path):
+    """Non-periodic, no stress, E0 from isolated atoms, a calculator object and an executor of the user's."""
+    rng = np.random.default_rng(0)
+    starts = []
+    for _ in range(5):
+        atoms = molecule("CH3OH")
+        atoms.positions += 0.05 * rng.standard_normal(atoms.positions.shape)
+        starts.append(atoms)
+    setup = config(
+        tmp_path,
+        starts=starts,
+        basis={"elements": ["C", "H", "O"], "max_degree": 4},
+        fit={"e0": "isolated"},
+        dynamics={"pressure_GPa": None, "swap_interval": 0, "timestep_fs": 0.5},
+        stop={"max_iterations": 1},
+    )
+    del setup["reference"]["calculator"]
+    with ThreadPoolExecutor(1) as pool:
+        result = hx.HAL(setup, calculator=EMT(), executor=pool).run()
+    isolated = {r["id"]: r["energy"] for r in records(tmp_path, "label") if r["role"] == "isolated"}
+    assert dict(zip(("isolated-C", "isolated-H", "isolated-O"), result.model.e0, strict=True)) == isolated
+
+
+def test_overrides_of_one_structure(tmp_path):
+    starts = cells(1) * 2
+    starts[1] = starts[1].copy()
+    starts[1].info["hal_n_steps"] = 10
+    setup = config(tmp_path, starts=starts, dynamics={"replicas": 2, "tolerance": 100.0}, stop={"max_iterations": 1})
+    hx.HAL(setup).run()
+    (request,) = records(tmp_path, "request")
+    assert [replica["step"] for replica in request["replicas"]] == [40, 10]
+
+
+def test_plan_says_what_would_run_and_runs_nothing(tmp_path):
+    plan = hx.HAL(config(tmp_path)).plan()
+    assert "functions" in plan and "4 structures" in plan and "max_iterations = 2" in plan
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda a: a.symbols.__setitem__(0, "Ni"), "Ni is not among the basis' elements"),
+        (lambda a: a.set_cell(np.zeros((3, 3))), "no volume"),
+        (lambda a: a.positions.__setitem__(1, a.positions[0]), "on one place"),
+        (lambda a: a.positions.__setitem__((0, 0), np.nan), "not finite"),
+    ],
+)
+def test_bad_start_structures_are_refused_before_anything_is_labelled(tmp_path, change, message):
+    starts = cells()
+    change(starts[2])
+    with pytest.raises(ValueError, match=message):
+        hx.HAL(config(tmp_path, starts=starts)).run()
+    assert not (tmp_path / "run").exists()
+
+
+def test_unreadable_start_and_calculator(tmp_path):
+    setup = config(tmp_path)
+    (tmp_path / "start.xyz").write_text("nonsense\n")
+    with pytest.raises(ValueError, match="start.xyz cannot be read as structures"):
+        hx.HAL(setup).run()
+    with pytest.raises(ValueError, match="ase.calculators.emt.MET.*cannot be loaded"):
+        hx.HAL(config(tmp_path, reference={"calculator": "ase.calculators.emt.MET"}))
+    with pytest.raises(ConfigError, match="reference.calculator"):
+        setup = config(tmp_path)
+        del setup["reference"]["calculator"]
+        hx.HAL(setup)
+
+
+def test_a_full_disk_says_so_and_loses_nothing(tmp_path, monkeypatch):
+    """Models cannot be written any more in the second round; the run ends, resumes and completes."""
+    import errno
+
+    setup = config(tmp_path)
+    save, written = hx.Model.save, []
+
+    def full(self, path):
+        written.append(path)
+        if len(written) > 3:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        save(self, path)
+
+    monkeypatch.setattr(hx.Model, "save", full)
+    with pytest.raises(JournalError, match="No space left on device.*no label is lost"):
+        hx.HAL(setup).run()
+    labels = {r["id"] for r in records(tmp_path, "label")}
+    monkeypatch.undo()
+    hx.HAL(setup, resume=True).run()
+    assert labels <= {r["id"] for r in records(tmp_path, "label")}
+    assert [r["iteration"] for r in records(tmp_path, "iteration")] == [0, 1, 2]
+
+
+def test_x64_off_is_said_at_once(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(config(tmp_path)))
+    program = "import json, sys, haljax as hx; hx.HAL(json.load(open(sys.argv[1]))).run()"
+    done = subprocess.run(
+        [sys.executable, "-c", program, tmp_path / "config.json"],
+        env=os.environ | {"JAX_ENABLE_X64": "0"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0
+    assert "JAX_ENABLE_X64=1" in done.stderr.splitlines()[-1]
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,202 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from ase import Atoms, units
+from ase.calculators.calculator import PropertyNotImplementedError
+from ase.md.verlet import VelocityVerlet
+
+import haljax as hx
+from haljax.evaluation import _evaluate, _force_std
+from haljax.training import descriptors
+
+H = 1e-4  # Å: errors of central differences are then some H^2 and 1e-16 eV / H, both below 1e-7
+
+
+@pytest.fixture
+def atoms(alloy, tiny_model):
+    atoms = alloy(100, (1, 1, 1))
+    atoms.calc = hx.Calculator(tiny_model)
+    return atoms
+
+
+@pytest.fixture
+def molecule(tiny_model):
+    atoms = Atoms("AlCuAl", [[0, 0, 0], [2.5, 0.1, 0], [0.3, 2.4, 0.2]])
+    atoms.calc = hx.Calculator(tiny_model)
+    return atoms
+
+
+def slope(atoms, change, value=Atoms.get_potential_energy):
+    """Central difference of ``value`` under ``change(copy, h)``."""
+    found = []
+    for h in (H, -H):
+        copy = atoms.copy()
+        copy.calc = atoms.calc
+        change(copy, h)
+        found.append(value(copy))
+    return (found[0] - found[1]) / (2 * H)
+
+
+def moved(i, x):
+    def change(atoms, h):
+        atoms.positions[i, x] += h
+
+    return change
+
+
+def test_forces_are_the_gradient(atoms, molecule):
+    for structure in (atoms, molecule):
+        forces = structure.get_forces().copy()
+        for i, x in ((0, 0), (1, 1), (2, 2)):
+            np.testing.assert_allclose(forces[i, x], -slope(structure, moved(i, x)), atol=1e-6)
+        np.testing.assert_allclose(forces.sum(axis=0), 0, atol=1e-12)
+
+
+def test_stress_is_the_strain_derivative(atoms):
+    stress = atoms.get_stress()
+    for voigt, (a, b) in enumerate(((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))):
+
+        def strained(copy, h, a=a, b=b):
+            strain = np.zeros((3, 3))
+            strain[a, b] += h / 2
+            strain[b, a] += h / 2
+            copy.set_cell(copy.cell @ (np.eye(3) + strain), scale_atoms=True)
+
+        np.testing.assert_allclose(stress[voigt], slope(atoms, strained) / atoms.get_volume(), atol=1e-7)
+
+
+def test_standard_deviations_are_exact(atoms, molecule, tiny_model):
+    model = replace(tiny_model, energy_calibration=2.0, force_calibration=3.0)
+    factor = np.asarray(model.posterior.factor)
+    for structure in (atoms, molecule):
+        structure.calc = hx.Calculator(model)
+
+        def described(copy):
+            return descriptors(model.basis, [copy])[0]
+
+        d = described(structure)
+        energy_std = structure.calc.get_property("energy_std", structure)
+        # sigma^2 has a floor of 1e-12 eV^2
+        np.testing.assert_allclose(energy_std, 2 * np.sqrt(d @ factor @ factor.T @ d + 1e-12), rtol=1e-10)
+        forces_std = structure.calc.get_property("forces_std", structure)
+        assert forces_std.shape == (len(structure), 3)
+        for i, x in ((0, 0), (1, 1), (2, 2)):
+            gradient = slope(structure, moved(i, x), described)
+            np.testing.assert_allclose(forces_std[i, x], 3 * np.linalg.norm(factor.T @ gradient), rtol=1e-5)
+
+
+def test_results_are_plain_and_complete(atoms):
+    atoms.get_potential_energy()
+    results = atoms.calc.results
+    assert set(results) == {"energy", "free_energy", "forces", "stress", "energy_std"}
+    assert all(type(results[key]) is float for key in ("energy", "free_energy", "energy_std"))
+    assert results["energy"] == results["free_energy"] == atoms.get_potential_energy(force_consistent=True)
+    assert type(results["forces"]) is type(results["stress"]) is np.ndarray
+    assert results["forces"].shape == (4, 3) and results["stress"].shape == (6,)
+    # Asking for more keeps what was there.
+    energy, std = atoms.get_potential_energy(), atoms.calc.get_property("forces_std", atoms)
+    assert atoms.get_potential_energy() == energy and std is not None
+    atoms.positions[0, 0] += 0.1
+    assert atoms.get_potential_energy() != energy
+    assert not np.array_equal(atoms.calc.get_property("forces_std", atoms), std)
+
+
+def test_molecules_have_no_stress(molecule, alloy):
+    with pytest.raises(PropertyNotImplementedError, match="periodic along all three axes"):
+        molecule.get_stress()
+    molecule.get_forces()
+    assert "stress" not in molecule.calc.results
+    slab = alloy(3, (1, 1, 1))
+    slab.pbc = (True, True, False)
+    slab.calc = molecule.calc
+    slab.get_forces()
+    assert "stress" not in slab.calc.results
+
+
+def test_neither_order_nor_origin_nor_image_matters(atoms):
+    energy, forces, stress = atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()
+    order = np.array([2, 0, 3, 1])
+    other = atoms[order]
+    other.positions += [0.3, -7.1, 11.0]
+    other.positions[1] += other.cell[0] - 2 * other.cell[2]
+    other.calc = atoms.calc
+    np.testing.assert_allclose(other.get_potential_energy(), energy, rtol=1e-12)
+    np.testing.assert_allclose(other.get_forces(), forces[order], atol=1e-11)
+    np.testing.assert_allclose(other.get_stress(), stress, atol=1e-12)
+
+
+def test_a_supercell_is_so_many_cells(atoms):
+    """Also checks cells that are smaller than the cutoff against those that are not."""
+    large = atoms * (2, 1, 3)
+    large.calc = atoms.calc
+    np.testing.assert_allclose(large.get_potential_energy(), 6 * atoms.get_potential_energy(), rtol=1e-12)
+    np.testing.assert_allclose(large.get_stress(), atoms.get_stress(), atol=1e-12)
+
+
+def test_isolated_atoms_have_their_one_body_energy(tiny_model):
+    for element, energy in zip(("Al", "Cu"), tiny_model.e0, strict=True):
+        alone = Atoms(element)
+        alone.calc = hx.Calculator(tiny_model)
+        assert alone.get_potential_energy() == energy
+        assert not alone.get_forces().any()
+        assert alone.calc.results["energy_std"] < 1e-5
+
+
+def test_neighbour_capacity_grows(atoms, tiny_model):
+    """A cell compressed on the way needs more slots than it began with; one calculator serves both."""
+    atoms.get_potential_energy()
+    start = atoms.calc._capacity
+    atoms.set_cell(0.8 * atoms.cell.array, scale_atoms=True)
+    fresh = atoms.copy()
+    fresh.calc = hx.Calculator(tiny_model)
+    np.testing.assert_allclose(atoms.get_potential_energy(), fresh.get_potential_energy(), rtol=1e-12)
+    np.testing.assert_allclose(atoms.get_forces(), fresh.get_forces(), atol=1e-10)
+    grown = atoms.calc._capacity
+    assert grown == fresh.calc._capacity > start
+    atoms.set_cell(1.4 * atoms.cell.array, scale_atoms=True)
+    atoms.get_potential_energy()
+    assert atoms.calc._capacity == grown
+
+
+def test_a_trajectory_compiles_once_and_conserves_energy(atoms):
+    atoms.get_potential_energy()
+    compiled = _evaluate._cache_size()
+    thermal = np.sqrt(300 * units.kB / atoms.get_masses())[:, None]
+    atoms.set_velocities(thermal * np.random.default_rng(0).normal(size=(4, 3)))
+    start = atoms.get_total_energy()
+    VelocityVerlet(atoms, 1.0 * units.fs).run(20)
+    assert _evaluate._cache_size() == compiled
+    # 300 K of 4 atoms are 0.16 eV; the integrator's own error at 1 fs is some 1e-3 of it.
+    assert abs(atoms.get_total_energy() - start) < 1e-3
+
+
+def test_other_model_same_shapes_compiles_nothing(atoms, tiny_model):
+    """Coefficients are arguments, not constants, of what is compiled."""
+    atoms.calc.get_property("forces_std", atoms)
+    compiled = _evaluate._cache_size(), _force_std._cache_size()
+    atoms.calc = hx.Calculator(replace(tiny_model, e0=tiny_model.e0 + 1))
+    energy = atoms.get_potential_energy()
+    atoms.calc.get_property("forces_std", atoms)
+    assert (_evaluate._cache_size(), _force_std._cache_size()) == compiled
+    atoms.calc = hx.Calculator(tiny_model)
+    np.testing.assert_allclose(energy - atoms.get_potential_energy(), 4, rtol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda a: a.symbols.__setitem__(0, "Ge"), "Ge is not among the basis' elements"),
+        (lambda a: a.positions.__setitem__(0, a.positions[1]), "on one place"),
+        (lambda a: a.positions.__setitem__((0, 0), np.nan), "positions of atoms .0. are not finite"),
+        (lambda a: a.set_cell(np.zeros((3, 3))), "has no volume"),
+    ],
+)
+def test_bad_structures(atoms, spoil, message):
+    atoms.get_potential_energy()
+    spoil(atoms)
+    for _ in range(2):  # nor does a failure leave the results of before behind
+        with pytest.raises(ValueError, match=message):
+            atoms.get_potential_energy()

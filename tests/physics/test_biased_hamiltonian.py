@@ -1,0 +1,169 @@
+"""H = E - tau sigma of a real model: its derivatives, its conservation, and the committee's limit."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haljax.bayes import committee
+from haljax.evaluation import force_stds
+from haljax.md import Replica, advance, hamiltonian, kinetic_energy, maxwell_boltzmann
+from haljax.potentials import Parameters, energy_and_sigma, evaluate_system, parameters_of
+from haljax.structures import from_atoms, neighbour_list, neighbour_state, required_stencil, to_atoms
+from haljax.training import descriptors
+
+FS = 0.09822694788464063  # Å sqrt(amu/eV)
+MASSES = jnp.array([26.98, 63.55])
+VOIGT = ((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))
+
+
+@pytest.fixture(scope="module")
+def example(small_model, alloy):
+    """A cell that the fit has not seen, in an array of 20 slots."""
+    system = from_atoms(alloy(40), small_model.basis.elements, size=20)
+    return jax.tree.map(jnp.asarray, system), neighbour_list(system, small_model.basis.cutoff)
+
+
+@pytest.fixture(scope="module")
+def result(small_model, example):
+    evaluate = jax.jit(evaluate_system, static_argnums=0)
+    return evaluate(small_model.basis, parameters_of(small_model), *example)
+
+
+def terms_of(model):
+    return jax.jit(partial(energy_and_sigma, model.basis))
+
+
+def tau_of(result, relative=0.5):
+    """The bias of which grad sigma is so strong relative to the forces."""
+    return relative * jnp.linalg.norm(result.forces) / jnp.linalg.norm(result.sigma_gradient)
+
+
+def slope(function, h=1e-4):
+    """Derivative at 0 by central differences of fourth order."""
+    near = (np.array(function(h)) - np.array(function(-h))) / (2 * h)
+    far = (np.array(function(2 * h)) - np.array(function(-2 * h))) / (4 * h)
+    return (4 * near - far) / 3
+
+
+def test_first_derivatives_equal_finite_differences(small_model, example, result):
+    system, neighbours = example
+    params, terms = parameters_of(small_model), terms_of(small_model)
+    rng = np.random.default_rng(0)
+    real = (np.asarray(system.species) >= 0)[:, None]
+    for _ in range(6):
+        direction = rng.normal(size=real.shape[:1] + (3,)) * real
+        energy, sigma = slope(
+            lambda h, u=direction: terms(params, system._replace(positions=system.positions + h * u), neighbours)
+        )
+        scale = np.linalg.norm(direction)
+        assert abs(energy + np.sum(result.forces * direction)) < 1e-7 * scale * np.linalg.norm(result.forces)
+        expected = np.sum(result.sigma_gradient * direction)
+        assert abs(sigma - expected) < 1e-7 * scale * np.linalg.norm(result.sigma_gradient)
+    assert np.all(result.forces[16:] == 0) and np.all(result.sigma_gradient[16:] == 0)
+    for k, (a, b) in enumerate(VOIGT):
+        strain = np.zeros((3, 3))
+        strain[a, b] += 0.5
+        strain[b, a] += 0.5
+
+        def strained(h, strain=strain):
+            deformation = np.eye(3) + h * strain
+            return terms(
+                params,
+                system._replace(positions=system.positions @ deformation, cell=system.cell @ deformation),
+                neighbours,
+            )
+
+        energy, sigma = slope(strained)
+        assert abs(energy + result.virial[k]) < 1e-7 * np.linalg.norm(result.virial)
+        assert abs(sigma - result.sigma_strain[k]) < 1e-7 * np.linalg.norm(result.sigma_strain)
+
+
+def test_biased_force_is_that_of_a_linear_model(small_model, example, result):
+    """-grad(E - tau sigma) has the coefficients c - tau Sigma D / sigma."""
+    system, neighbours = example
+    model, params, tau = small_model, parameters_of(small_model), tau_of(result)
+    h = hamiltonian(model.basis)
+    assert hamiltonian(model.basis) is h
+    value, force = jax.jit(h.energy_and_force)(params, system, neighbours, tau)
+    bias = np.asarray(tau * result.sigma_gradient)
+    assert 0.2 < np.linalg.norm(bias) / np.linalg.norm(result.forces) < 1
+    np.testing.assert_allclose(force, result.forces + tau * result.sigma_gradient, atol=1e-10)
+    np.testing.assert_allclose(value, result.energy - tau * result.sigma, rtol=1e-12)
+
+    d = descriptors(model.basis, [to_atoms(system, model.basis.elements)])[0]
+    factor = np.asarray(params.factor)
+    sigma = np.sqrt(d @ factor @ factor.T @ d)
+    np.testing.assert_allclose(result.sigma, sigma, rtol=1e-8)
+    coefficients = np.asarray(params.mean) - tau * (factor @ (factor.T @ d)) / sigma
+    linear = params._replace(mean=jnp.asarray(coefficients))
+    explicit = jax.jit(h.force)(linear, system, neighbours, jnp.zeros(()))
+    np.testing.assert_allclose(force, explicit, atol=1e-8 * np.abs(force).max())
+
+
+def test_force_deviations_are_differences_of_forces(small_model, example, result):
+    model, params = small_model, parameters_of(small_model)
+    draws = committee(jax.random.key(0), model.posterior, 3)
+    everything = jax.jit(evaluate_system, static_argnums=0)(model.basis, params, *example, draws - params.mean[None])
+    deviations = everything.force_deviations
+    force = jax.jit(hamiltonian(model.basis).force)
+    for draw, deviation in zip(draws, deviations, strict=True):
+        member = force(Parameters(params.e0, draw, params.factor), *example, jnp.zeros(()))
+        np.testing.assert_allclose(deviation, member - result.forces, atol=1e-9)
+
+
+def test_a_large_committee_has_the_exact_spread(small_model, alloy, example, result):
+    model, n = small_model, 2000
+    deviations = committee(jax.random.key(1), model.posterior, n) - model.posterior.mean[None]
+    everything = jax.jit(evaluate_system, static_argnums=0)(model.basis, parameters_of(model), *example, deviations)
+    of_forces = everything.force_deviations[:, :16]
+    exact = force_stds(model, [alloy(40)])[0]
+    error = np.sqrt(1 / (2 * n))  # relative, of a standard deviation from n normal draws
+    ratio = np.sqrt(np.mean(of_forces**2, axis=0)) / exact
+    assert np.max(np.abs(ratio - 1)) < 4.5 * error
+    assert abs(np.mean(ratio**2) - 1) < 4 * 2 * error  # at most as uncertain as one component
+    of_energy = np.asarray(deviations @ jnp.asarray(descriptors(model.basis, [alloy(40)])[0]))
+    assert abs(np.std(of_energy) / float(result.sigma) - 1) < 4 * error
+
+
+def test_energy_of_biased_dynamics_is_conserved_to_second_order(small_model, example, result):
+    """Without friction a BAOAB step is velocity Verlet: the error of H falls fourfold when dt halves."""
+    model, params, tau = small_model, parameters_of(small_model), tau_of(result, 0.2)
+    system, _ = example
+    basis, h, skin = model.basis, hamiltonian(model.basis), 0.7
+    stencil = tuple(int(n) for n in required_stencil(np.asarray(system.cell), np.ones(3, bool), basis.cutoff + skin))
+    lists = neighbour_state(system, basis.cutoff, skin, 48, stencil)
+    momenta = maxwell_boltzmann(jax.random.key(2), MASSES, system.species, jnp.array(0.03))
+    force = h.force(params, system, lists.neighbours, tau)
+    one = Replica(system, momenta, force, MASSES, tau, jax.random.key(3))
+    start = jax.tree.map(lambda leaf: leaf[None], (one, lists))
+
+    def total(replica, lists):
+        energy, sigma = energy_and_sigma(basis, params, replica.system, lists.neighbours)
+        return jnp.stack([energy - tau * sigma + kinetic_energy(replica), energy + kinetic_energy(replica)])
+
+    @jax.jit
+    def energies(dt, n_steps):
+        """H and E along 120 fs, every 4 fs."""
+
+        def advanced(carry, _):
+            replica, lists, too_fast, shortage = advance(
+                h, params, *carry, jnp.full(1, 0.03), dt[None], jnp.zeros(1), n_steps, skin, stencil
+            )
+            return (replica, lists), (jax.vmap(total)(replica, lists)[0], too_fast[0] | (shortage[0] != 0))
+
+        return jax.lax.scan(advanced, start, length=30)[1]
+
+    before = total(one, lists)
+    errors = []
+    for n_steps in (1, 2, 4):
+        values, bad = energies(jnp.array(4.0 * FS / n_steps), n_steps)
+        assert not np.any(bad)
+        errors.append(np.asarray(values - before[None]))
+    rms = [np.sqrt(np.mean(error[:, 0] ** 2)) for error in errors]
+    assert 3.7 < rms[0] / rms[1] < 4.3 and 3.7 < rms[1] / rms[2] < 4.3
+    assert rms[2] < 1e-4 * 16
+    # What is conserved is H: the bias does work on E.
+    assert np.sqrt(np.mean(errors[2][:, 1] ** 2)) > 100 * rms[2]
