@@ -41,9 +41,7 @@ def data(case: str) -> tuple[list, list, list]:
 
 
 def errors(structures: list, energies: list, forces: list) -> dict[str, float]:
-    per_atom = [
-        (e - a.get_potential_energy()) / len(a) for a, e in zip(structures, energies, strict=True)
-    ]
+    per_atom = [(e - a.get_potential_energy()) / len(a) for a, e in zip(structures, energies, strict=True)]
     components = np.concatenate([(f - a.get_forces()).ravel() for a, f in zip(structures, forces, strict=True)])
     return {
         "energy_rmse_meV": 1e3 * float(np.sqrt(np.mean(np.square(per_atom)))),
@@ -74,12 +72,8 @@ def main() -> None:
             predicted, theirs = ace_jax.fit(
                 options.peer_python, train, test, elements, order, degree, cutoff, "--e0", "lsq", *extra
             )
-            found = errors(
-                test, [a.info["ace_energy"] for a in predicted], [a.arrays["ace_forces"] for a in predicted]
-            )
-            row(
-                "accuracy", code=f"ace-jax ({name})", fit_s=theirs, fit_time_ratio=theirs / seconds, **found, **common
-            )
+            found = errors(test, [a.info["ace_energy"] for a in predicted], [a.arrays["ace_forces"] for a in predicted])
+            row("accuracy", code=f"ace-jax ({name})", fit_s=theirs, fit_time_ratio=theirs / seconds, **found, **common)
 
 
 if __name__ == "__main__":

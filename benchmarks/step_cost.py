@@ -99,7 +99,9 @@ def main() -> None:
         atoms.rattle(0.05, seed=1)
         p = parameters_like(b)
         system, found = listed(b, atoms)
-        call = jax.jit(jax.value_and_grad(lambda R, s, nb, b=b, p=p: energy_and_sigma(b, p, s._replace(positions=R), nb)[0]))
+        call = jax.jit(
+            jax.value_and_grad(lambda R, s, nb, b=b, p=p: energy_and_sigma(b, p, s._replace(positions=R), nb)[0])
+        )
         seconds, spread = median_seconds(lambda: call(system.positions, system, found))
         result = {
             "energy_and_forces_us_per_atom": seconds / len(atoms) * 1e6,
@@ -111,9 +113,7 @@ def main() -> None:
         if not options.no_peer:
             theirs = ace_jax.calculator_seconds(options.peer_python, atoms, b.order, b.max_degree, b.cutoff, 20)
             result["ace_jax_calculator_us_per_atom"] = theirs["median_s"] / len(atoms) * 1e6
-            result["ratio_of_calculators"] = (
-                result["ace_jax_calculator_us_per_atom"] / result["calculator_us_per_atom"]
-            )
+            result["ratio_of_calculators"] = result["ace_jax_calculator_us_per_atom"] / result["calculator_us_per_atom"]
         row("energy_and_forces", case=name, atoms=len(atoms), functions=len(b), **result)
 
 
@@ -127,7 +127,10 @@ def model_like(model, basis):
 
     p = parameters_like(basis)
     return replace(
-        model, basis=basis, e0=np.zeros(basis.n_species), posterior=model.posterior._replace(mean=p.mean, factor=p.factor)
+        model,
+        basis=basis,
+        e0=np.zeros(basis.n_species),
+        posterior=model.posterior._replace(mean=p.mean, factor=p.factor),
     )
 
 

@@ -56,9 +56,7 @@ class _Group(click.Group):
             click.echo("interrupted", err=True)
             context.exit(130)
         except (ValueError, RuntimeError, OSError) as error:
-            if isinstance(
-                error, click.exceptions.Exit | click.exceptions.Abort
-            ):  # RuntimeErrors, for click's use
+            if isinstance(error, click.exceptions.Exit | click.exceptions.Abort):  # RuntimeErrors, for click's use
                 raise
             if context.meta.get("debug") or not str(error):
                 traceback.print_exc()
@@ -179,18 +177,14 @@ def fit(
     _check_output(output)
     structures, tests = _read(train), _read(test) if test else []
     symbols = (
-        elements.replace(",", " ").split()
-        if elements
-        else sorted({e for atoms in structures for e in atoms.symbols})
+        elements.replace(",", " ").split() if elements else sorted({e for atoms in structures for e in atoms.symbols})
     )
     basis = hx.ace_basis(symbols, cutoff, order, max_degree)
     with _about(train):
         model = hx.fit(basis, structures, **{k: v for k, v in settings.items() if v is not None})
         table = hx.evaluate(model, structures)
     model.save(output)
-    click.echo(
-        f"{len(basis)} functions, {len(structures)} structures: {output}\n\nerrors on {train}\n{table}"
-    )
+    click.echo(f"{len(basis)} functions, {len(structures)} structures: {output}\n\nerrors on {train}\n{table}")
     if test:
         with _about(test):
             click.echo(f"\nerrors on {test}\n{hx.evaluate(model, tests)}")
@@ -209,9 +203,7 @@ def evaluate(model: Path, test: Path, as_json: bool) -> None:
     loaded, structures = hx.load(model), _read(test)
     with _about(test):
         table = hx.evaluate(loaded, structures)
-    known = {
-        g: {k: None if x != x else x for k, x in row.items()} for g, row in table.rows.items()
-    }  # JSON has no NaN
+    known = {g: {k: None if x != x else x for k, x in row.items()} for g, row in table.rows.items()}  # JSON has no NaN
     click.echo(json.dumps(known) if as_json else table)
 
 
@@ -219,9 +211,7 @@ def evaluate(model: Path, test: Path, as_json: bool) -> None:
 @click.argument("model", type=_FILE)
 @click.argument("pool", type=_FILE)
 @click.option("-n", "n", type=click.IntRange(min=1), required=True, help="How many.")
-@click.option(
-    "-o", "--output", type=_FILE, default="picked.xyz", show_default=True, help="The structures picked."
-)
+@click.option("-o", "--output", type=_FILE, default="picked.xyz", show_default=True, help="The structures picked.")
 def select(model: Path, pool: Path, n: int, output: Path) -> None:
     """Pick the N structures of POOL that MODEL would learn most from; no labels needed."""
     from ase.io import write
@@ -257,9 +247,7 @@ def update(model: Path, new: Path, output: Path) -> None:
 @main.command()
 @click.argument("model", type=_FILE)
 @click.argument("held_out", type=_FILE)
-@click.option(
-    "-o", "--output", type=_FILE, default="model.npz", show_default=True, help="The calibrated model."
-)
+@click.option("-o", "--output", type=_FILE, default="model.npz", show_default=True, help="The calibrated model.")
 def calibrate(model: Path, held_out: Path, output: Path) -> None:
     """Scale the uncertainties of MODEL to its errors on the labelled structures in HELD_OUT."""
     import haljax as hx
@@ -323,9 +311,7 @@ def hal(
 def report(run_dir: Path) -> None:
     """Write the report of the campaign in RUN_DIR anew."""
     if not (run_dir / "journal.jsonl").is_file():
-        raise ValueError(
-            f"{run_dir} holds no campaign: give the run directory, in which there is a journal.jsonl"
-        )
+        raise ValueError(f"{run_dir} holds no campaign: give the run directory, in which there is a journal.jsonl")
     from haljax.report import write_report
 
     click.echo(write_report(run_dir))
@@ -383,9 +369,7 @@ class _Screen:
         elif stage == "label":
             self.labelling = event
             if event.get("error"):
-                self.console.print(
-                    f"label {event['id']} failed: {event['error']}", highlight=False, markup=False
-                )
+                self.console.print(f"label {event['id']} failed: {event['error']}", highlight=False, markup=False)
 
     def render(self) -> RenderableType:
         from rich.console import Group

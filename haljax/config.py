@@ -38,9 +38,7 @@ if TYPE_CHECKING:
     from haljax.ace import ACEBasis
 
 # Keys on which no result depends, or that may be raised to go on: they may differ on resumption.
-MAY_CHANGE = frozenset(
-    {"directory", "stop", "reference.workers", "reference.timeout_s", "reference.max_attempts"}
-)
+MAY_CHANGE = frozenset({"directory", "stop", "reference.workers", "reference.timeout_s", "reference.max_attempts"})
 
 
 class ConfigError(ValueError):
@@ -141,17 +139,11 @@ def _chemical(elements: tuple[str, ...]) -> tuple[str, ...]:
 def _one_body(value: Any) -> Any:
     if isinstance(value, Mapping) and value:
         for element, energy in value.items():
-            if (
-                isinstance(energy, bool)
-                or not isinstance(energy, int | float)
-                or not abs(energy) < float("inf")
-            ):
+            if isinstance(energy, bool) or not isinstance(energy, int | float) or not abs(energy) < float("inf"):
                 raise ValueError(f"{element} = {_shown(energy)} should be an energy in eV")
         return {str(element): float(energy) for element, energy in value.items()}
     if value not in ("lsq", "isolated"):
-        raise ValueError(
-            "should be 'lsq', 'isolated' or a table of energies in eV, such as {Al = -3.1, Cu = -3.5}"
-        )
+        raise ValueError("should be 'lsq', 'isolated' or a table of energies in eV, such as {Al = -3.1, Cu = -3.5}")
     return value
 
 
@@ -304,7 +296,7 @@ class Dynamics(_Table):
     """strain of a move of the cell for 40 atoms at 500 K"""
     swap_interval: Annotated[int, Field(ge=0), AfterValidator(_multiple)] = 0
     """steps between two swaps of unlike atoms; 0 for none"""
-    skin: Positive = 0.7
+    skin: Annotated[float, Field(gt=0.25)] = 0.5
     """margin of the neighbour lists, Å"""
     min_distance: NotNegative = 0.6
     """shortest distance allowed, in units of the sum of the covalent radii"""
@@ -314,8 +306,8 @@ class Dynamics(_Table):
     """highest temperature allowed, K"""
     max_pressure_GPa: Positive = 50.0
     """highest pressure of a periodic system allowed, of either sign, GPa"""
-    replicas_per_batch: Count = 4
-    """replicas stepped together: many on a GPU, few on a CPU"""
+    replicas_per_batch: Count | None = None
+    """replicas stepped together; where absent, one at a time on each core of a CPU, and all on a GPU"""
 
     @model_validator(mode="after")
     def _default_cell_interval(self) -> Self:
@@ -422,13 +414,9 @@ class HALConfig(_Table):
         if isinstance(fit.e0, dict) and "basis" in info.data:
             elements = info.data["basis"].elements
             if missing := [e for e in elements if e not in fit.e0]:
-                raise ValueError(
-                    f"e0 lacks {', '.join(missing)}; give an energy in eV for every element of the basis"
-                )
+                raise ValueError(f"e0 lacks {', '.join(missing)}; give an energy in eV for every element of the basis")
             if foreign := [e for e in fit.e0 if e not in elements]:
-                raise ValueError(
-                    f"e0 names {', '.join(foreign)}, not among basis.elements ({', '.join(elements)})"
-                )
+                raise ValueError(f"e0 names {', '.join(foreign)}, not among basis.elements ({', '.join(elements)})")
         return fit
 
     def ace_basis(self) -> ACEBasis:
@@ -464,9 +452,7 @@ def load_config(source: str | Path | Mapping[str, Any], calculator_given: bool =
         try:
             data = tomllib.loads(Path(source).expanduser().read_text(encoding="utf-8"))
         except OSError as error:
-            raise ConfigError(
-                f"{name} cannot be read: {error.strerror}; give the path of a TOML file"
-            ) from error
+            raise ConfigError(f"{name} cannot be read: {error.strerror}; give the path of a TOML file") from error
         except UnicodeDecodeError as error:
             raise ConfigError(f"{name} is not a TOML file: it is not text in UTF-8 ({error})") from error
         except tomllib.TOMLDecodeError as error:

@@ -133,14 +133,10 @@ def predict(model: Model, structures: Sequence[Atoms]) -> list[Prediction]:
         raise ValueError("there is nothing to evaluate: give at least one labelled structure")
     out = []
     known = [labels(atoms, index=i) for i, atoms in enumerate(structures)]
-    for i, (atoms, label, example) in enumerate(
-        zip(structures, known, examples(model.basis, structures), strict=True)
-    ):
+    for i, (atoms, label, example) in enumerate(zip(structures, known, examples(model.basis, structures), strict=True)):
         result = evaluate_one(model, *example)
         if not np.isfinite(result.energy) or not np.isfinite(result.forces).all():
-            raise ValueError(
-                f"{structure_name(atoms, i)}: the model's energy or forces are not finite; leave it out"
-            )
+            raise ValueError(f"{structure_name(atoms, i)}: the model's energy or forces are not finite; leave it out")
         n = len(atoms)
         volume = abs(np.linalg.det(example[0].cell)) if atoms.pbc.all() else np.nan
         out.append(
@@ -203,9 +199,7 @@ def calibrate(model: Model, held_out: Sequence[Atoms]) -> tuple[Model, Calibrati
     weights = model.settings.energy_weight, model.settings.force_weight
     # Of the noise of what was not fitted nothing is known.
     energy_noise, force_noise = (noise / weight if weight else 0.0 for weight in weights)
-    energy = np.array(
-        [[p.energy - p.energy_label, np.hypot(p.energy_std, energy_noise)] for p in predictions]
-    )
+    energy = np.array([[p.energy - p.energy_label, np.hypot(p.energy_std, energy_noise)] for p in predictions])
     force = np.concatenate(
         [
             np.stack([(p.forces - p.forces_label).ravel(), np.hypot(std, force_noise).ravel()], axis=1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from zipfile import BadZipFile
 
 import jax.numpy as jnp
@@ -78,15 +79,11 @@ class Model:
             "energy_calibration": self.energy_calibration,
             "force_calibration": self.force_calibration,
         }
+        arrays: dict[str, Any] = {"meta": np.array(json.dumps(meta)), "e0": self.e0, "active": self.active}
+        arrays |= {f"posterior_{k}": v for k, v in self.posterior._asdict().items()}
+        arrays |= {f"statistics_{k}": v for k, v in self.statistics._asdict().items()}
         buffer = io.BytesIO()
-        np.savez(
-            buffer,
-            meta=np.array(json.dumps(meta)),
-            e0=self.e0,
-            active=self.active,
-            **{f"posterior_{k}": np.asarray(v) for k, v in self.posterior._asdict().items()},
-            **{f"statistics_{k}": np.asarray(v) for k, v in self.statistics._asdict().items()},
-        )
+        np.savez(buffer, **arrays)
         write_atomic(path, buffer.getvalue())
 
 
@@ -108,9 +105,7 @@ def load(path: str | Path) -> Model:
     except (KeyError, TypeError, ValueError, OSError, EOFError, BadZipFile) as error:
         if isinstance(error, FileNotFoundError):
             raise
-        raise ValueError(
-            f"{path} is not a haljax model ({error}); models are written by Model.save"
-        ) from error
+        raise ValueError(f"{path} is not a haljax model ({error}); models are written by Model.save") from error
     if meta.get("schema_version") != SCHEMA_VERSION:
         raise ValueError(
             f"{path} has schema version {meta.get('schema_version')!r}, written by haljax "

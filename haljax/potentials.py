@@ -20,6 +20,8 @@ from haljax.structures import Neighbours, System, vectors
 if TYPE_CHECKING:
     from haljax.model import Model
 
+Array = Any  # numpy or JAX
+
 SIGMA_FLOOR = 1e-6  # eV; keeps the gradient of sigma finite where the descriptor vanishes
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # xx, yy, zz, yz, xz, xy
 
@@ -55,27 +57,23 @@ class Evaluation(NamedTuple):
     force_deviations : (K, N, 3) eV/Å, of a committee's forces from the mean's; K = 0 where none was asked for.
     """
 
-    energy: jax.Array
-    sigma: jax.Array
-    forces: jax.Array
-    sigma_gradient: jax.Array
-    virial: jax.Array
-    sigma_strain: jax.Array
-    force_deviations: jax.Array
+    energy: Array
+    sigma: Array
+    forces: Array
+    sigma_gradient: Array
+    virial: Array
+    sigma_strain: Array
+    force_deviations: Array
 
 
-def _features(
-    basis: ACEBasis, system: System, neighbours: Neighbours, strain: jax.Array | None = None
-) -> jax.Array:
+def _features(basis: ACEBasis, system: System, neighbours: Neighbours, strain: jax.Array | None = None) -> jax.Array:
     """D (M,); NaN where the neighbour list is incomplete."""
     d, z_j = vectors(system, neighbours, 2 * basis.cutoff, strain)
     poison = jnp.where(jnp.asarray(neighbours.overflow) == 0, 1.0, jnp.nan).astype(d.dtype)
     return descriptor(basis, d, jnp.asarray(system.species), z_j) * poison
 
 
-def _core(
-    basis: ACEBasis, system: System, neighbours: Neighbours, strain: jax.Array | None = None
-) -> jax.Array:
+def _core(basis: ACEBasis, system: System, neighbours: Neighbours, strain: jax.Array | None = None) -> jax.Array:
     """Energy of the repulsive core, () eV."""
     d, z_j = vectors(system, neighbours, 2 * basis.cutoff, strain)
     return core_energy(basis, d, jnp.asarray(system.species), z_j)
@@ -99,7 +97,11 @@ def energy_and_sigma(
 ) -> tuple[jax.Array, jax.Array]:
     """Total energy and its posterior standard deviation, eV, of one system; vmap over replicas."""
     features = _features(basis, system, neighbours, strain)
-    energy = params.mean @ features + _core(basis, system, neighbours, strain) + _one_body(params, jnp.asarray(system.species))
+    energy = (
+        params.mean @ features
+        + _core(basis, system, neighbours, strain)
+        + _one_body(params, jnp.asarray(system.species))
+    )
     return energy, _sigma(params, features)
 
 

@@ -108,9 +108,7 @@ def _save(figure: Figure, path: Path) -> None:
 # ----------------------------------------------------------------------------------------------- trajectories
 
 
-def trajectory_picture(
-    path_npz: str | Path, out_png: str | Path, tolerance: float | Sequence[float]
-) -> None:
+def trajectory_picture(path_npz: str | Path, out_png: str | Path, tolerance: float | Sequence[float]) -> None:
     """Draw f, T, P and energy of every replica against time, and where and why each stopped.
 
     In the manner of Fig. 4 of van der Oord et al. (doi:10.1038/s41524-023-01104-6).
@@ -177,9 +175,7 @@ def trajectory_picture(
             low, high = finite.min() / 1.3, finite.max() * 1.3
             for value in np.unique(tolerance):
                 ax.axhline(value, color=INK, linewidth=1, linestyle=(0, (5, 3)))
-                _note(
-                    ax, 1.015, value, f"tolerance {value:g}", transform=ax.get_yaxis_transform(), va="center"
-                )
+                _note(ax, 1.015, value, f"tolerance {value:g}", transform=ax.get_yaxis_transform(), va="center")
         else:  # what a replica does in its last instants must not flatten all the others
             low, high = np.percentile(finite, [1, 99])
             margin = 0.25 * (high - low) or 1.0
@@ -607,9 +603,7 @@ def _model_sections(
     sections: list[Section] = []
     tested = [record for record in iterations if record["errors"]]
 
-    def add(
-        name: str, title: str, caption: str, make: Callable[[], Figure], warnings: Sequence[str] = ()
-    ) -> None:
+    def add(name: str, title: str, caption: str, make: Callable[[], Figure], warnings: Sequence[str] = ()) -> None:
         try:
             _save(make(), pictures / f"{name}.png")
         except ValueError as error:  # a part that cannot be shown must not cost the others

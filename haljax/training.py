@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ from haljax.structures import (
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+Array = Any  # numpy or JAX
 
 # 1 / (3 meV/atom), 1 / (0.1 eV/Å), 1 / (0.03 eV/atom): rows of forces outnumber those of energies 3 N to one.
 ENERGY_WEIGHT, FORCE_WEIGHT, STRESS_WEIGHT = 300.0, 10.0, 30.0
@@ -148,9 +150,7 @@ def solve(basis: ACEBasis, settings: FitSettings, statistics: Statistics) -> tup
     with _one_blas_thread():
         posterior, info = jax.block_until_ready(_SOLVERS[settings.solver](statistics, scale))
     if not np.isfinite(float(posterior.log_evidence)):
-        raise ValueError(
-            "the fit is not finite: look for extreme labels or weights among the training structures"
-        )
+        raise ValueError("the fit is not finite: look for extreme labels or weights among the training structures")
     return posterior, np.asarray(info.active)
 
 
@@ -173,12 +173,12 @@ class Rows(NamedTuple):
     core_energy, core_forces, core_virial : (), (N, 3), (6,) of the repulsive core, eV and Å.
     """
 
-    energy: jax.Array
-    forces: jax.Array
-    virial: jax.Array
-    core_energy: jax.Array
-    core_forces: jax.Array
-    core_virial: jax.Array
+    energy: Array
+    forces: Array
+    virial: Array
+    core_energy: Array
+    core_forces: Array
+    core_virial: Array
 
 
 @partial(jax.jit, static_argnums=0)
@@ -300,9 +300,7 @@ def _one_blas_thread() -> threadpool_limits:
 
 def _isolated(basis: ACEBasis, atoms: Atoms) -> bool:
     """A single atom with no image of itself in reach; the primitive cell of a crystal is none."""
-    return len(atoms) == 1 and bool(
-        np.all(neighbour_list(from_atoms(atoms, basis.elements), basis.cutoff).index < 0)
-    )
+    return len(atoms) == 1 and bool(np.all(neighbour_list(from_atoms(atoms, basis.elements), basis.cutoff).index < 0))
 
 
 def _one_body_energies(basis: ACEBasis, train: Iterable[Atoms], e0: str | Mapping[str, float]) -> np.ndarray:

@@ -1,9 +1,8 @@
 import jax
+import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-
-import pytest
 
 
 @pytest.fixture(scope="session")

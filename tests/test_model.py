@@ -62,9 +62,7 @@ def test_path_is_kept_as_given(tiny_model, tmp_path):
 @pytest.mark.parametrize("version", [2, None, "1"])
 def test_unknown_version_is_refused(saved, version):
     with_meta(saved, schema_version=version, haljax="9.9")
-    with pytest.raises(
-        ValueError, match=r"schema version .*, written by haljax 9.9; this haljax reads version 1: "
-    ):
+    with pytest.raises(ValueError, match=r"schema version .*, written by haljax 9.9; this haljax reads version 1: "):
         hx.load(saved)
 
 
@@ -103,9 +101,7 @@ def npy(path):
 )
 def test_not_a_model(saved, spoil):
     spoil(saved)
-    with pytest.raises(
-        ValueError, match=r"model\.npz is not a haljax model \(.+\); models are written by Model.save"
-    ):
+    with pytest.raises(ValueError, match=r"model\.npz is not a haljax model \(.+\); models are written by Model.save"):
         hx.load(saved)
 
 

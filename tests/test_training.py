@@ -13,7 +13,7 @@ from ase.build import bulk
 import haljax as hx
 from haljax import bayes
 from haljax.ace.core import switched_zbl
-from haljax.structures import bucket, labels, with_labels
+from haljax.structures import with_labels
 from haljax.training import SMOOTHNESS, _absorb, _update, descriptors, design_rows, examples
 
 E0 = {"Al": -3.0, "Cu": 1.5}
@@ -71,12 +71,19 @@ def assert_same_posterior(a, b, rtol=1e-8):
 # Rows of the design matrix
 
 
-def test_rows_are_the_descriptor_and_its_derivatives(basis, alloy):
-    """Central differences: errors of some h^2 and 1e-16 / h, relative to values up to 1e2."""
-    h = 1e-4
-    for atoms in (alloy(3, (1, 1, 1)), MOLECULE):
-        ((system, neighbours),) = examples(basis, [atoms])
-        rows = design_rows(basis, system, neighbours)
+@pytest.fixture(scope="module")
+def dense(alloy):
+    """A cell so dense that the core is felt."""
+    atoms = alloy(3, (1, 1, 1))
+    atoms.set_cell(0.75 * atoms.cell.array, scale_atoms=True)
+    return atoms
+
+
+def test_rows_are_the_descriptor_and_its_derivatives(basis, dense):
+    """Central differences with h = 2e-5 Å: the errors, some h^2 times third derivatives, are below 1e-7."""
+    h = 2e-5
+    for atoms, example in zip((dense, MOLECULE), examples(basis, [dense, MOLECULE]), strict=True):
+        rows = design_rows(basis, *example)
 
         def slope(change, atoms=atoms):
             pair = [atoms.copy(), atoms.copy()]
@@ -106,13 +113,10 @@ def test_rows_are_the_descriptor_and_its_derivatives(basis, alloy):
             np.testing.assert_allclose(rows.virial[voigt], -slope(strain), rtol=0, atol=1e-6 * scale)
 
 
-def test_rows_agree_with_the_calculator(tiny_model, basis, alloy):
+def test_rows_agree_with_the_calculator(tiny_model, basis, dense):
     """Two independent routes, reverse mode and the closed chain rule, to the same linear model."""
-    dense = alloy(3, (1, 1, 1))
-    dense.set_cell(0.75 * dense.cell.array, scale_atoms=True)  # so that the core is felt
-    for atoms in (dense, MOLECULE):
-        ((system, neighbours),) = examples(basis, [atoms])
-        rows = design_rows(basis, system, neighbours)
+    for atoms, example in zip((dense.copy(), MOLECULE.copy()), examples(basis, [dense, MOLECULE]), strict=True):
+        rows = design_rows(basis, *example)
         n = len(atoms)
         for k in (0, 7, 20, 64):
             unit = tiny_model.posterior._replace(mean=jnp.zeros(len(basis)).at[k].set(1.0))
@@ -135,7 +139,7 @@ def test_an_exact_linear_model_is_recovered(basis, truth, alloy):
         model = hx.fit(basis, cells[:12], e0=E0, solver=solver, smoothness=1.0)
         errors = hx.evaluate(model, cells[12:])["total"]
         # The hyper-prior's floor on the noise, 1e-6 of a weighted label, and ARD's threshold keep it from 0.
-        limit = {"brr": (0.01, 1e-4, 1e-3), "ard": (3.0, 0.03, 0.1)}[solver]
+        limit = {"brr": (0.01, 1e-4, 1e-3), "ard": (3.0, 0.03, 0.3)}[solver]
         for what, most in zip(("energy", "force", "stress"), limit, strict=True):
             assert errors[f"{what}_rmse"] < most, (solver, errors)
     assert model.n_structures == 12 and int(model.statistics.n) == 12 * 19
@@ -220,12 +224,11 @@ def test_the_order_of_elements_and_structures_is_arbitrary(basis, tiny_data, tin
     other = hx.fit(swapped, tiny_data)
     np.testing.assert_allclose(other.e0, tiny_model.e0[::-1], rtol=1e-10)
     np.testing.assert_allclose(other.posterior.log_evidence, tiny_model.posterior.log_evidence, rtol=1e-8)
-    for atoms in (tiny_data[0].copy(), MOLECULE.copy()):
-        values = []
-        for model in (tiny_model, other):
-            atoms.calc = hx.Calculator(model)
-            values.append([atoms.get_potential_energy(), atoms.calc.get_property("energy_std", atoms)])
-        np.testing.assert_allclose(*values, rtol=1e-7)
+    atoms, values = tiny_data[0].copy(), []
+    for model in (tiny_model, other):
+        atoms.calc = hx.Calculator(model)
+        values.append([atoms.get_potential_energy(), atoms.calc.get_property("energy_std", atoms)])
+    np.testing.assert_allclose(*values, rtol=1e-7)
 
 
 @pytest.fixture(scope="module")
@@ -246,12 +249,12 @@ def mixed(tiny_data, labelled, truth):
 
 
 def test_padding_and_missing_labels(basis, mixed):
-    """All at once, in blocks of padded shapes, is as one by one, each in a shape of its own."""
+    """All at once and in parts, each padded to shapes of its own, are the same data."""
     cells, count = mixed
     together = hx.fit(basis, cells, e0=E0)
     apart = hx.fit(basis, cells[:1], e0=E0)
-    for atoms in cells[1:]:
-        apart = hx.refit(apart, [atoms])
+    for part in (cells[1:4], cells[4:5], cells[5:]):
+        apart = hx.refit(apart, part)
     assert apart.n_structures == together.n_structures == len(cells)
     assert abs(int(together.statistics.n) - count) <= 3
     assert_same_fit(together, apart)
@@ -280,9 +283,9 @@ def test_few_programs_are_compiled(alloy, truth, caplog):
     compiled = [r for r in caplog.messages if r.startswith("Finished XLA compilation of jit(design_rows)")]
     assert len(compiled) == 1 and design_rows._cache_size() == before + 1
     absorbed, updated = _absorb._cache_size(), _update._cache_size()
-    for atoms in cells[:4]:  # 40 to 49 rows
+    for atoms in cells[1:3]:  # 43 and 46 rows
         model = hx.update(model, [atoms])
-    assert _absorb._cache_size() <= absorbed + 2 and _update._cache_size() <= updated + 2
+    assert _absorb._cache_size() <= absorbed + 1 and _update._cache_size() == updated + 1
 
 
 # E0
@@ -290,7 +293,7 @@ def test_few_programs_are_compiled(alloy, truth, caplog):
 
 def test_e0_by_least_squares(basis, alloy):
     """Exact where the energies are those of the composition, whatever the sizes."""
-    cells = [alloy(0, (1, 1, 1)), bulk("Al", cubic=True) * (2, 1, 1), bulk("Al"), alloy(1)]
+    cells = [alloy(0, (1, 1, 1)), bulk("Al", cubic=True)[:3], alloy(1, (1, 1, 1)), MOLECULE]
     cells[0].symbols[:] = "Cu"
 
     def energy(atoms):
@@ -422,10 +425,8 @@ def test_update_is_a_fit_at_fixed_hyperparameters(basis, tiny_data, labelled, so
     new = [labelled(40), kept(labelled(41), "energy"), labelled_by(model, MOLECULE)]
     updated = hx.update(model, new)
     assert updated.n_structures == 11 and int(updated.statistics.n) == 8 * 19 + 19 + 1 + 10
-    assert_same_fit(
-        updated._replace() if False else replace(updated, posterior=model.posterior),
-        replace(hx.refit(model, new), posterior=model.posterior),
-    )
+    again = hx.refit(model, new)  # learns other hyperparameters from the same statistics
+    assert_same_fit(replace(updated, posterior=model.posterior), replace(again, posterior=model.posterior))
     expected = bayes.posterior(
         updated.statistics,
         model.posterior.noise_precision,
@@ -529,11 +530,11 @@ BAD = {
         "structure 5 .*atoms 0 and 1 .*on one place",
     ),
     "empty": (lambda a: Atoms(info={"energy": 0.0}), r"structure 5 \(empty\) has no atoms"),
-    "position": (lambda a: with_labels(Atoms("Al", [[0, 0, np.nan]]), 0.0), "structure 5 .*positions of atoms"),
+    "position": (lambda a: Atoms("Al", [[0, 0, np.nan]], info={"energy": 0.0}), "structure 5 .*positions of atoms"),
 }
 
 
-@pytest.mark.filterwarnings("error")
+@pytest.mark.filterwarnings("error::RuntimeWarning")
 @pytest.mark.parametrize("bad", BAD)
 @pytest.mark.parametrize("e0", ["lsq", "isolated"])
 def test_bad_structures(basis, tiny_model, tiny_data, bad, e0):

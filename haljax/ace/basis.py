@@ -49,7 +49,9 @@ class Tables(NamedTuple):
     rows: np.ndarray  # (nnz,) many-body function of each coupling entry, sorted
     columns: np.ndarray  # (nnz,) monomial index over the concatenated levels (singles first)
     weights: np.ndarray  # (nnz,)
-    products: tuple[tuple[np.ndarray, np.ndarray, np.ndarray], ...]  # the same by order: rows, (n, nu) channels, weights
+    products: tuple[
+        tuple[np.ndarray, np.ndarray, np.ndarray], ...
+    ]  # the same by order: rows, (n, nu) channels, weights
 
 
 @dataclass(frozen=True)
@@ -125,9 +127,7 @@ class ACEBasis:
     @cached_property
     def labels(self) -> tuple[Label, ...]:
         e = self.elements
-        pair = [
-            Label(None, ((e[a], n, 0), (e[b], n, 0))) for a, b in self.pairs for n in range(1, self.max_degree + 1)
-        ]
+        pair = [Label(None, ((e[a], n, 0), (e[b], n, 0))) for a, b in self.pairs for n in range(1, self.max_degree + 1)]
         many = [
             Label(centre, tuple((e[z], n, degree) for degree, z, n in factors))
             for centre in e
@@ -243,7 +243,7 @@ def _tables(functions: tuple, n_species: int) -> Tables:
     entries = []  # (function, monomial, weight)
     for row, ((factors, invariant), correction) in enumerate(zip(functions, corrections, strict=True)):
         for ms, weight in invariant:
-            monomial = tuple(sorted(channel(*f, m) for f, m in zip(factors, ms, strict=True)))
+            monomial = tuple(sorted(channel(l, z, n, m) for (l, z, n), m in zip(factors, ms, strict=True)))
             monomials.setdefault(len(monomial), set()).add(monomial)
             entries.append((row, monomial, weight))
         if correction is not None:
@@ -261,7 +261,7 @@ def _tables(functions: tuple, n_species: int) -> Tables:
             lower.add(parent)
             parent_of[monomial] = (parent, factor)
     n_singles = n_species * counts[0]
-    position = {(c,): c for c in range(n_singles)}
+    position: dict[tuple[int, ...], int] = {(c,): c for c in range(n_singles)}
     index_in_level: dict[tuple, int] = {}
     levels, start = [], n_singles
     for order in range(2, top + 1):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from functools import lru_cache
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -68,12 +68,10 @@ def _to_real(ls: tuple[int, ...], ms: Ms) -> list[tuple[Ms, complex]]:
             factors.append([(m, (-1) ** m * half + 0j), (-m, (-1) ** m * half * 1j)])
         else:
             factors.append([(-m, half + 0j), (m, -half * 1j)])
-    return [
-        (tuple(m for m, _ in term), math.prod((c for _, c in term), start=1.0 + 0j)) for term in product(*factors)
-    ]
+    return [(tuple(m for m, _ in term), math.prod((c for _, c in term), start=1.0 + 0j)) for term in product(*factors)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def invariants(ls: tuple[int, ...], groups: tuple[int, ...]) -> tuple[tuple[tuple[Ms, float], ...], ...]:
     """All independent invariants of a product of harmonics of degrees ``ls``.
 
@@ -84,9 +82,7 @@ def invariants(ls: tuple[int, ...], groups: tuple[int, ...]) -> tuple[tuple[tupl
     Returns:
         One entry an invariant: ((m_1, ..., m_nu), coefficient) over products of real harmonics.
     """
-    every = {
-        _canonical(ms, groups) for ms in product(*(range(-deg, deg + 1) for deg in ls)) if sum(ms) == 0
-    }
+    every = {_canonical(ms, groups) for ms in product(*(range(-deg, deg + 1) for deg in ls)) if sum(ms) == 0}
     monomials = sorted(every)
     column = {ms: i for i, ms in enumerate(monomials)}
     row: dict[Ms, int] = {}

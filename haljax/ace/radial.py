@@ -74,6 +74,6 @@ def product_expansion(ns: tuple[int, ...], p_left: int, p_right: int) -> np.ndar
 
 
 def smooth_step(r, r_in, r_out):
-    """0 on the side of ``r_in``, 1 on that of ``r_out``, three continuous derivatives (septic); either may be larger."""
+    """0 on the side of ``r_in``, 1 on that of ``r_out`` (either may be larger); septic, three times differentiable."""
     u = jnp.clip((r - r_in) / (r_out - r_in), 0.0, 1.0)
     return u**4 * (35 - 84 * u + 70 * u**2 - 20 * u**3)

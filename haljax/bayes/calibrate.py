@@ -17,9 +17,7 @@ def calibration(residuals: jax.Array, sigmas: jax.Array) -> float:
     return float(jnp.sqrt(jnp.mean(_normalised(residuals, sigmas) ** 2)))
 
 
-def coverage(
-    residuals: jax.Array, sigmas: jax.Array, levels: Sequence[float] = (0.5, 0.68, 0.9, 0.95)
-) -> jax.Array:
+def coverage(residuals: jax.Array, sigmas: jax.Array, levels: Sequence[float] = (0.5, 0.68, 0.9, 0.95)) -> jax.Array:
     """The fraction of residuals (n,) inside the central Gaussian interval of each level.
 
     Well calibrated sigmas (n,) give the levels back. ValueError where a sigma is not positive, a value not
@@ -34,9 +32,7 @@ def coverage(
 def _normalised(residuals: jax.Array, sigmas: jax.Array) -> jax.Array:
     residuals, sigmas = jnp.asarray(residuals), jnp.asarray(sigmas)
     if residuals.shape != sigmas.shape or residuals.ndim != 1 or residuals.size == 0:
-        raise ValueError(
-            f"residuals {residuals.shape} and sigmas {sigmas.shape} must have one shape (n,), n > 0"
-        )
+        raise ValueError(f"residuals {residuals.shape} and sigmas {sigmas.shape} must have one shape (n,), n > 0")
     wrong = ~(jnp.isfinite(residuals) & jnp.isfinite(sigmas) & (sigmas > 0))
     if jnp.any(wrong):
         raise ValueError(

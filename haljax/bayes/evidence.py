@@ -70,15 +70,10 @@ def brr(stats: Statistics, scale: jax.Array | None = None) -> tuple[Posterior, I
         return i + 1, new_alpha, new_lam, change
 
     start = jnp.zeros((), int), _first_alpha(stats), jnp.ones(()), jnp.full((), jnp.inf)
-    i, alpha, lam, change = jax.lax.while_loop(
-        lambda state: (state[3] > 1e-10) & (state[0] < 10_000), step, start
-    )
+    i, alpha, lam, change = jax.lax.while_loop(lambda state: (state[3] > 1e-10) & (state[0] < 10_000), step, start)
     c, precision, sse, gamma = solve(alpha, lam)
     log_evidence = 0.5 * (
-        stats.n * jnp.log(alpha / (2 * jnp.pi))
-        - alpha * sse
-        - lam * jnp.sum(c**2)
-        - jnp.sum(jnp.log(precision / lam))
+        stats.n * jnp.log(alpha / (2 * jnp.pi)) - alpha * sse - lam * jnp.sum(c**2) - jnp.sum(jnp.log(precision / lam))
     )
     result = Posterior(
         mean=vt.T @ c / scale,
@@ -134,9 +129,7 @@ def ard(
         mean=fit.mean / scale,
         factor=fit.factor / scale[:, None],
         prior_precision=lam * scale**2,
-        log_evidence=fit.log_evidence
-        + _log_hyperprior(alpha)
-        + jnp.sum(jnp.where(active, _log_hyperprior(lam), 0)),
+        log_evidence=fit.log_evidence + _log_hyperprior(alpha) + jnp.sum(jnp.where(active, _log_hyperprior(lam), 0)),
     )
     return result, Info(i, change <= tolerance, jnp.sum(_gamma(fit, active)), active)
 

@@ -39,9 +39,7 @@ def select(
     if n_pool == 0:
         raise ValueError("cannot select from an empty pool: give at least one candidate")
     if n > n_pool:
-        raise ValueError(
-            f"cannot select {n} of a pool of {n_pool}: ask for at most {n_pool}, or enlarge the pool"
-        )
+        raise ValueError(f"cannot select {n} of a pool of {n_pool}: ask for at most {n_pool}, or enlarge the pool")
     noise = 1 / jnp.sqrt(posterior.noise_precision) if noise is None else jnp.asarray(noise)
     g = features @ posterior.factor / jnp.broadcast_to(noise, (n_pool, r))[:, :, None]
 

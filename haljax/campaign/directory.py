@@ -99,9 +99,7 @@ def open_campaign(
         raise
 
 
-def _compare(
-    directory: Path, first: Mapping[str, Any], config: Mapping[str, Any], may_change: Collection[str]
-) -> None:
+def _compare(directory: Path, first: Mapping[str, Any], config: Mapping[str, Any], may_change: Collection[str]) -> None:
     free = tuple(f"{key}." for key in may_change)
     changed = [line for key, line in _differences(first["config"], config) if not f"{key}.".startswith(free)]
     if changed:

@@ -144,9 +144,7 @@ class Oracle:
     ) -> None:
         self.close()
 
-    def _submit(
-        self, id: Hashable, payload: Any, busy: set[_Seat | None]
-    ) -> tuple[Future[_Attempt], _Seat | None]:
+    def _submit(self, id: Hashable, payload: Any, busy: set[_Seat | None]) -> tuple[Future[_Attempt], _Seat | None]:
         if self._given is not None:
             try:
                 if self._executor is None:

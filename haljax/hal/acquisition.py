@@ -82,7 +82,7 @@ def explore(
     by_size: dict[int, list[int]] = {}
     for i, atoms in enumerate(starts):
         by_size.setdefault(bucket(len(atoms)), []).append(i)
-    width = dynamics.replicas_per_batch
+    width = dynamics.replicas_per_batch or (1 if jax.default_backend() == "cpu" else len(starts))
     batches = [
         (size, members[k : k + width]) for size, members in by_size.items() for k in range(0, len(members), width)
     ]
@@ -199,6 +199,6 @@ def _gathered(
     return Explored([candidates[i] for i in sorted(candidates)], replicas, seen, score)
 
 
-def _finite(value: np.floating) -> float | None:
+def _finite(value: Any) -> float | None:
     """A number for the journal, which knows no NaN."""
     return float(value) if np.isfinite(value) else None

@@ -92,7 +92,7 @@ class HAL:
         """What would run, in words; checks everything that can be checked without labelling."""
         c, basis = self.config, self.config.ace_basis()
         starts = self._starts()
-        unlabelled = sum(_unlabelled(atoms) for atoms in starts)
+        unlabelled, sizes = sum(map(_unlabelled, starts)), [len(atoms) for atoms in starts]
         limits = {k: v for k, v in c.stop.model_dump().items() if v is not None}
         return "\n".join(
             [
@@ -100,7 +100,7 @@ class HAL:
                 f"reference       {c.reference.calculator or 'a calculator object'}, {c.reference.workers} at once",
                 f"basis           {'-'.join(basis.elements)}, order {basis.order}, degree {basis.max_degree}, "
                 f"cutoff {basis.cutoff:g} Å: {len(basis)} functions",
-                f"start           {len(starts)} structures of {min(map(len, starts))} to {max(map(len, starts))} atoms, "
+                f"start           {len(starts)} structures of {min(sizes)} to {max(sizes)} atoms, "
                 f"{unlabelled} to be labelled",
                 f"each iteration  {c.dynamics.replicas} replicas of at most {c.dynamics.n_steps} steps of "
                 f"{c.dynamics.timestep_fs:g} fs, {c.labels.per_iteration} labels",
@@ -330,7 +330,9 @@ class _Campaign:
                 known = labels(atoms)
                 stress = {"stress": known.stress} if np.isfinite(known.stress).all() else {}
                 label = {"energy": known.energy, "forces": known.forces, **stress}
-                self._record({"type": "label", "id": id, "iteration": -1, **job, **label, "attempts": 0, "seconds": 0.0})
+                self._record(
+                    {"type": "label", "id": id, "iteration": -1, **job, **label, "attempts": 0, "seconds": 0.0}
+                )
         if c.test is not None and c.test.reference_md is not None:
             unknown |= self._reference_md(c.test.reference_md)
         self._label(unknown, -1)
@@ -404,9 +406,7 @@ class _Campaign:
                 f"{self._last_failure()}. Mend the reference calculator and resume."
             )
         isolated = [id for id in self.labelled if id.startswith("isolated-")]
-        return fit(
-            self.basis, [self.labelled[id][1] for id in isolated + ids], **self.config.fit.model_dump()
-        )
+        return fit(self.basis, [self.labelled[id][1] for id in isolated + ids], **self.config.fit.model_dump())
 
     def _learn(self, model: Model, iteration: int) -> Model:
         """Refit with what an iteration brought, in the order it was asked for, whatever order it came in."""
@@ -454,7 +454,7 @@ def _read(path: Path) -> list[Atoms]:
     from ase.io import read
 
     try:
-        structures = read(path, ":")
+        structures = list(read(path, ":"))
     except Exception as error:  # ASE's readers raise what they like
         raise ValueError(f"{path} cannot be read as structures ({type(error).__name__}: {error})") from error
     if not structures:

@@ -11,9 +11,7 @@ import jax
 import jax.numpy as jnp
 
 
-def relative_force_error(
-    deviations: jax.Array, forces: jax.Array, epsilon: jax.Array, real: jax.Array
-) -> jax.Array:
+def relative_force_error(deviations: jax.Array, forces: jax.Array, epsilon: jax.Array, real: jax.Array) -> jax.Array:
     """f_i = rms_k |F_i^k - F_i| / (|F_i| + epsilon), (N,); 0 for padded atoms.
 
     Parameters

@@ -30,7 +30,9 @@ from haljax.md import (
     worst,
 )
 from haljax.potentials import Parameters, evaluate_system
-from haljax.structures import NeighbourState, System, bucket, neighbour_state, required_stencil, vectors
+from haljax.structures import NeighbourState, System, bucket, neighbour_list, neighbour_state, required_stencil, vectors
+
+Array = Any  # numpy or JAX
 
 BLOCK = 10  # checks between two looks of the host
 
@@ -56,7 +58,7 @@ class Protocol(NamedTuple):
 
 
 class Conditions(NamedTuple):
-    """What each replica has of its own; leaves (B,), ramps (B, 2) from start to end. eV, Å, amu, time in Å sqrt(amu/eV).
+    """What each replica has of its own: leaves (B,), ramps (B, 2). eV, Å, amu, time in Å sqrt(amu/eV).
 
     Attributes
     ----------
@@ -114,16 +116,16 @@ class Observation(NamedTuple):
     energy, sigma : eV per atom. tau : bias strength. cell_moves, swap_moves : 1 accepted, 0 refused, -1 not tried.
     """
 
-    step: jax.Array
-    status: jax.Array
-    criterion: jax.Array
-    temperature: jax.Array
-    pressure: jax.Array
-    energy: jax.Array
-    sigma: jax.Array
-    tau: jax.Array
-    cell_moves: jax.Array
-    swap_moves: jax.Array
+    step: Array
+    status: Array
+    criterion: Array
+    temperature: Array
+    pressure: Array
+    energy: Array
+    sigma: Array
+    tau: Array
+    cell_moves: Array
+    swap_moves: Array
 
 
 class HALParameters(NamedTuple):
@@ -364,12 +366,8 @@ def run(
     """
     reach = basis.cutoff + protocol.skin
     stencil = _stencil(systems, reach)
-    capacity = max(capacity, bucket(32))
-    begin = partial(_begin, basis, params, systems, masses, conditions.kT[:, 0], keys, protocol.skin)
-    state = begin(capacity, stencil)
-    while (needed := int(jnp.max(state.shortage))) > 0:
-        capacity = bucket(int(1.3 * needed))
-        state = begin(capacity, stencil)
+    capacity = max(capacity, _capacity(systems, reach))
+    state = _begin(basis, params, systems, masses, conditions.kT[:, 0], keys, protocol.skin, capacity, stencil)
     state = state._replace(status=jnp.where(jnp.asarray(idle), Status.FINISHED, state.status).astype(jnp.int32))
     observations: list[Observation] = []
     tick = 0
@@ -378,9 +376,10 @@ def run(
         shortage = np.asarray(new.shortage)
         if shortage.any():
             if (shortage < 0).any():
-                stencil = tuple(n + int(p) for n, p in zip(stencil, np.asarray(systems.pbc).any(axis=0), strict=True))
+                a, b, c = np.asarray(stencil) + np.asarray(systems.pbc).any(axis=0)
+                stencil = int(a), int(b), int(c)
             else:
-                capacity = bucket(int(1.3 * shortage.max()))
+                capacity = bucket(int(1.2 * shortage.max()))
             state = _with_room(basis, state, protocol.skin, capacity, stencil)
             continue
         running = np.asarray(state.status) == Status.RUNNING
@@ -416,8 +415,16 @@ def _with_room(
     return state._replace(lists=lists, shortage=jnp.zeros_like(state.shortage))
 
 
+def _capacity(systems: System, reach: float) -> int:
+    """Slots for the neighbours at the start, and some more."""
+    singles = (System(*(np.asarray(leaf)[i] for leaf in systems)) for i in range(len(systems.pbc)))
+    most = max(int((neighbour_list(system, reach).index >= 0).sum(axis=1).max()) for system in singles)
+    return bucket(int(1.25 * most))
+
+
 def _stencil(systems: System, reach: float) -> tuple[int, int, int]:
     """Images needed by the smallest cell of a batch, were it 5 % smaller."""
     cells, pbc = np.asarray(systems.cell), np.asarray(systems.pbc)
     needed = [required_stencil(0.95 * cell, periodic, reach) for cell, periodic in zip(cells, pbc, strict=True)]
-    return tuple(int(n) for n in np.max(needed, axis=0))
+    a, b, c = (int(n) for n in np.max(needed, axis=0))
+    return a, b, c

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 from ase.calculators.calculator import Calculator as ASECalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
@@ -22,7 +20,7 @@ class Calculator(ASECalculator):
     factors.
     """
 
-    implemented_properties: ClassVar[list[str]] = [
+    implemented_properties = [
         "energy", "free_energy", "forces", "stress", "energy_std", "forces_std",
     ]  # fmt: skip
 
@@ -33,6 +31,7 @@ class Calculator(ASECalculator):
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
         super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
         model, n = self.model, len(self.atoms)
         if "stress" in properties and not self.atoms.pbc.all():
             raise PropertyNotImplementedError("stress needs a cell that is periodic along all three axes")

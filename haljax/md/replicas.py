@@ -125,9 +125,7 @@ def langevin_step(
         return hamiltonian.force(params, system._replace(positions=positions), neighbours, replica.tau)
 
     _, step = simulate.nvt_langevin(force, lambda R, dR, **_: R + dR, dt, kT, friction)
-    state = step(
-        simulate.NVTLangevinState(system.positions, replica.momenta, replica.force, replica.mass, replica.key)
-    )
+    state = step(simulate.NVTLangevinState(system.positions, replica.momenta, replica.force, replica.mass, replica.key))
     return replica._replace(
         system=system._replace(positions=state.position), momenta=state.momentum, force=state.force, key=state.rng
     )
@@ -172,9 +170,7 @@ def advance(
         fresh = refresh(lists, replicas.system, cutoff + MARGIN, skin - MARGIN, stencil)
         lists = choose(due, fresh, lists)
         shortage = worst(shortage, jax.vmap(shortage_of)(replicas.system, lists.neighbours))
-        replicas = jax.vmap(partial(langevin_step, hamiltonian, params))(
-            replicas, lists.neighbours, kT, dt, friction
-        )
+        replicas = jax.vmap(partial(langevin_step, hamiltonian, params))(replicas, lists.neighbours, kT, dt, friction)
         return replicas, lists, too_fast | outdated(lists, replicas.system, 0.0), shortage
 
     carry = replicas, lists, jnp.zeros(kT.shape, bool), jnp.zeros(kT.shape, jnp.int32)

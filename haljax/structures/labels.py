@@ -59,9 +59,7 @@ def labels(atoms: Atoms, index: int | None = None) -> Labels:
         value = np.asarray(value, dtype=np.float64)
         if value.shape not in shapes:
             wanted = " or ".join(map(str, shapes))
-            raise ValueError(
-                f"{name}: {what} has shape {value.shape}, not {wanted}; correct it or leave it out"
-            )
+            raise ValueError(f"{name}: {what} has shape {value.shape}, not {wanted}; correct it or leave it out")
         if not np.isfinite(value).all():
             raise ValueError(f"{name}: {what} is NaN or infinite; label the structure again or leave it out")
         return value

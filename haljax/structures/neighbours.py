@@ -213,9 +213,7 @@ def refresh(
     return jax.lax.cond(any_due, lambda: jax.vmap(fresh)(systems), lambda: states)
 
 
-def vectors(
-    system: System, neighbours: Neighbours, far: float, strain: Array | None = None
-) -> tuple[Array, Array]:
+def vectors(system: System, neighbours: Neighbours, far: float, strain: Array | None = None) -> tuple[Array, Array]:
     """Vectors to the neighbours of one system, differentiable in positions, cell, strain; vmap over replicas.
 
     Parameters

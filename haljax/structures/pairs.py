@@ -53,9 +53,7 @@ def pairs(positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray, cutoff: floa
     ghost = fraction[None, :, :] + images[:, None, :]
     near = np.all((ghost >= fraction.min(0) - margin) & (ghost <= fraction.max(0) + margin), axis=-1)
     image, atom = np.nonzero(near)
-    found = KDTree(fraction @ cell).sparse_distance_matrix(
-        KDTree(ghost[near] @ cell), cutoff, output_type="ndarray"
-    )
+    found = KDTree(fraction @ cell).sparse_distance_matrix(KDTree(ghost[near] @ cell), cutoff, output_type="ndarray")
     i, j, shift = found["i"], atom[found["j"]], images[image[found["j"]]]
     keep = (found["v"] < cutoff) & ((i != j) | np.any(shift != 0, axis=1))
     i, j, shift = i[keep], j[keep], shift[keep]

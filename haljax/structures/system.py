@@ -50,9 +50,7 @@ def structure_name(atoms: Atoms, index: int | None = None) -> str:
     return f"structure {'' if index is None else f'{index} '}({atoms.get_chemical_formula() or 'empty'})"
 
 
-def from_atoms(
-    atoms: Atoms, elements: Sequence[str], size: int | None = None, index: int | None = None
-) -> System:
+def from_atoms(atoms: Atoms, elements: Sequence[str], size: int | None = None, index: int | None = None) -> System:
     """Atoms as padded float64 numpy arrays.
 
     Parameters

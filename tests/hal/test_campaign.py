@@ -86,7 +86,10 @@ def test_a_campaign_leaves_what_the_user_takes_home(whole):
     run = folder / "run"
     assert "2 iterations done" in result.reason
     assert [r["iteration"] for r in records(folder, "iteration")] == [0, 1, 2]
-    assert {r["origin"]["source"] for r in records(folder, "label") if r["iteration"] == -1} == {"start", "reference_md"}
+    assert {r["origin"]["source"] for r in records(folder, "label") if r["iteration"] == -1} == {
+        "start",
+        "reference_md",
+    }
     assert len([r for r in records(folder, "label") if r["role"] == "test"]) == 4
     assert len(read(run / "structures.xyz", ":")) == len(records(folder, "label"))
     assert (run / "report.html").stat().st_size > 1000
@@ -163,7 +166,9 @@ def test_killed_at_random_instants_it_loses_nothing(whole, tmp_path):
     known = 0
     for _ in range(40):
         process = subprocess.Popen(
-            [sys.executable, tmp_path / "program.py", tmp_path / "config.json"], env=environment, stderr=subprocess.DEVNULL
+            [sys.executable, tmp_path / "program.py", tmp_path / "config.json"],
+            env=environment,
+            stderr=subprocess.DEVNULL,
         )
         try:
             if process.wait(timeout=rng.uniform(5, 40)) == 0:
@@ -182,7 +187,9 @@ def test_killed_at_random_instants_it_loses_nothing(whole, tmp_path):
 def test_a_finished_run_is_not_overwritten_but_extended(whole, tmp_path):
     folder, _ = whole
     with pytest.raises(CampaignExists, match="--resume"):
-        hx.HAL(config(folder, test={"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}})).run()
+        hx.HAL(
+            config(folder, test={"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}})
+        ).run()
     with pytest.raises(CampaignMismatch, match="dynamics.n_steps: was 40, now 50"):
         hx.HAL(config(folder, dynamics={"n_steps": 50}), resume=True).run()
     import shutil

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haljax.md import Replica, cell_move, hamiltonian, kinetic_energy, maxwell_boltzmann, swap_move
+from haljax.md import Hamiltonian, Replica, cell_move, hamiltonian, kinetic_energy, maxwell_boltzmann, swap_move
 from haljax.potentials import parameters_of
 from haljax.structures import from_atoms, neighbour_list, neighbour_state
 
@@ -64,10 +64,16 @@ def same(a, b):
 @pytest.mark.parametrize("fixed_shape", [True, False])
 def test_an_accepted_cell_move_strains_cell_and_atoms_alike(start, strain, check_force, fixed_shape):
     _, _, replica, lists = start
-    moved, fresh, accepted, shortage = strain(
-        replica, lists, jax.random.key(2), kT=HOT, pressure=jnp.array(0.01), size=jnp.array(0.03), fixed_shape=fixed_shape
-    )
-    assert accepted and shortage == 0
+    # With no weight on the energy a move that expands is always accepted.
+    outcomes = (
+        strain(
+            replica, lists, jax.random.key(k), kT=HOT, pressure=jnp.array(0.01), size=jnp.array(0.03),
+            fixed_shape=fixed_shape,
+        )
+        for k in range(20)
+    )  # fmt: skip
+    moved, fresh, accepted, shortage = next(outcome for outcome in outcomes if outcome[2])
+    assert shortage == 0
     old, new = replica.system, moved.system
     fractions = [np.asarray(s.positions @ jnp.linalg.inv(s.cell)) for s in (old, new)]
     np.testing.assert_allclose(*fractions, atol=1e-12)
@@ -83,38 +89,38 @@ def test_an_accepted_cell_move_strains_cell_and_atoms_alike(start, strain, check
 
 def test_a_refused_cell_move_changes_nothing(start, strain):
     _, _, replica, lists = start
-    key, size = jax.random.key(2), jnp.array(0.03)
-    strain = partial(strain, fixed_shape=False, size=size)
-    for kT, pressure, system in (
-        (COLD, jnp.array(0.01), replica.system),  # uphill: see below
-        (HOT, jnp.array(jnp.nan), replica.system),  # a fixed cell
-        (HOT, jnp.array(0.01), replica.system._replace(pbc=jnp.array([True, True, False]))),  # no cell to strain
-    ):
+    strain = partial(strain, fixed_shape=False, size=jnp.array(0.03))
+
+    def outcomes(kT, pressure, system=replica.system):
         before = replica._replace(system=system)
-        # Of a symmetric pair of moves, one is uphill at no temperature.
-        outcomes = [strain(before, lists, jax.random.key(k), kT=kT, pressure=pressure) for k in range(6)]
-        assert any(not accepted for _, _, accepted, _ in outcomes)
-        for moved, kept, accepted, shortage in outcomes:
+        for k in range(6):
+            moved, kept, accepted, shortage = strain(before, lists, jax.random.key(k), kT=kT, pressure=jnp.array(pressure))
             assert shortage == 0
-            if not accepted:
-                assert same(moved, before) and same(kept, lists)
-        if kT is HOT:
-            assert not any(accepted for _, _, accepted, _ in outcomes)
-    del key
+            assert accepted or (same(moved, before) and same(kept, lists))
+            yield bool(accepted)
+
+    assert set(outcomes(COLD, 0.1)) == {True, False}
+    assert set(outcomes(HOT, 0.1)) == {True, False}
+    assert not any(outcomes(HOT, jnp.nan))  # a fixed cell
+    slab = replica.system._replace(pbc=jnp.array([True, True, False]))
+    assert not any(outcomes(HOT, 0.1, slab))  # a molecule or a slab has no volume
 
 
-def test_a_cell_move_whose_list_is_too_small_is_refused_and_says_so(start, strain):
-    h, params, replica, lists = start
-    few = neighbour_state(replica.system, h.cutoff, SKIN, 8, STENCIL)
-    _, kept, accepted, shortage = strain(
-        replica, few, jax.random.key(2), kT=HOT, pressure=jnp.array(0.01), size=jnp.array(0.03), fixed_shape=True
-    )
-    assert not accepted and shortage > 8 and same(kept, few)
-    tiny = jax.jit(partial(cell_move, h, params, skin=SKIN, stencil=(0, 0, 0), fixed_shape=True))
-    _, kept, accepted, shortage = tiny(
-        replica, lists, jax.random.key(2), kT=HOT, pressure=jnp.array(0.01), size=jnp.array(0.03)
-    )
-    assert not accepted and shortage == -1 and same(kept, lists)
+def test_a_cell_move_whose_list_is_too_small_is_refused_and_says_so(start):
+    def count(params, system, neighbours, tau):
+        full = jnp.sum(neighbours.index >= 0) + 0.0 * jnp.sum(system.positions)
+        return jnp.where(neighbours.overflow == 0, full, jnp.nan)
+
+    _, _, replica, lists = start
+    for capacity, stencil in ((8, STENCIL), (56, (0, 0, 0))):
+        few = neighbour_state(replica.system, 4.0, SKIN, capacity, stencil)
+        for k in range(4):
+            _, kept, accepted, shortage = cell_move(
+                Hamiltonian(count, 4.0), None, replica, few, jax.random.key(k), HOT, jnp.array(0.01), jnp.array(0.03),
+                True, SKIN, stencil,
+            )  # fmt: skip
+            assert not accepted and same(kept, few)
+            assert shortage > 8 if capacity == 8 else shortage == -1
 
 
 def test_swaps_exchange_unlike_atoms_with_their_momenta(start, swap, check_force):
