@@ -10,6 +10,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import haljax
+
 # The mlearn and acetylacetone files, which are not part of the package.
 DATA = Path(os.environ.get("HALJAX_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
@@ -26,7 +28,7 @@ def row(benchmark: str, **values: Any) -> None:
         "device": device.device_kind if device.platform != "cpu" else f"{os.cpu_count()} CPU cores",
         "python": platform.python_version(),
         "jax": metadata.version("jax"),
-        "haljax": metadata.version("haljax"),
+        "haljax": haljax.__version__,
     }
     print(json.dumps(about), flush=True)
 

@@ -14,7 +14,7 @@ from ase.io import read  # noqa: E402
 atoms = read(sys.argv[2])
 atoms.calc = ACECalculator(sys.argv[1])
 times = []
-for i in range(int(sys.argv[3]) + 2):
+for _ in range(int(sys.argv[3]) + 2):
     atoms.positions[0, 0] += 1e-4
     start = time.perf_counter()
     atoms.get_forces()
