@@ -307,7 +307,7 @@ class Dynamics(_Table):
     max_pressure_GPa: Positive = 50.0
     """highest pressure of a periodic system allowed, of either sign, GPa"""
     replicas_per_batch: Count | None = None
-    """replicas stepped together; where absent, one at a time on each core of a CPU, and all on a GPU"""
+    """replicas stepped together; where absent, up to 8 on each core of a CPU, and all on a GPU"""
 
     @model_validator(mode="after")
     def _default_cell_interval(self) -> Self:
