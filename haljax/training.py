@@ -242,8 +242,8 @@ def examples(basis: ACEBasis, structures: Sequence[Atoms]) -> Iterator[tuple[Sys
     capacity = max((found.index.shape[1] for found in lists), default=0)
     for atoms, found in zip(structures, lists, strict=True):
         size = largest
-        while size > 1 and -(-size // 4) >= len(atoms):  # few sizes: padded atoms cost next to nothing
-            size = -(-size // 4)
+        while size > 1 and -(-size // 16) >= len(atoms):  # few sizes: padded atoms cost next to nothing
+            size = -(-size // 16)
         yield from_atoms(atoms, basis.elements, size), found.padded(size, capacity)
 
 

@@ -113,10 +113,7 @@ def test_fit_by_default_takes_the_defaults_of_the_library(folder, tmp_path, monk
         raise ValueError("seen")
 
     monkeypatch.setattr("haljax.training.fit", fit)
-    assert (
-        fails("fit", folder / "train.xyz", "-o", tmp_path / "m.npz")
-        == f"error: {folder / 'train.xyz'}: seen\n"
-    )
+    assert fails("fit", folder / "train.xyz", "-o", tmp_path / "m.npz") == f"error: {folder / 'train.xyz'}: seen\n"
 
 
 def test_evaluate(folder):
@@ -138,9 +135,7 @@ def test_json_has_null_where_a_label_is_missing(folder, tmp_path):
 
 
 def test_select(folder, tmp_path):
-    out = succeeds(
-        "select", folder / "model.npz", folder / "pool.xyz", "-n", 3, "-o", tmp_path / "picked.xyz"
-    )
+    out = succeeds("select", folder / "model.npz", folder / "pool.xyz", "-n", 3, "-o", tmp_path / "picked.xyz")
     pool = read(folder / "pool.xyz", ":")
     indices = hx.select(hx.load(folder / "model.npz"), pool, 3)
     assert f"picked {', '.join(map(str, indices))} " in out
@@ -226,11 +221,7 @@ def test_wrong_usage_exits_2(arguments):
 @pytest.mark.parametrize("arguments", [["--debug", "report", "none"], ["report", "none", "--debug"]])
 def test_debug_shows_the_traceback(arguments):
     result = haljax(*arguments)
-    assert (
-        result.exit_code == 1
-        and "Traceback" in result.stderr
-        and "error: none holds no campaign" in result.stderr
-    )
+    assert result.exit_code == 1 and "Traceback" in result.stderr and "error: none holds no campaign" in result.stderr
 
 
 def test_a_bug_is_not_hidden(monkeypatch):
@@ -367,14 +358,11 @@ def test_hal_says_one_line_for_an_event_of_interest(folder, fake):
         "label 1-1 failed: TimeoutError: [no] label",
         "labels: 1 of 2 done, 1 failed",
         "iteration 0: 14 labels; 4 s",
-        "iteration 1: 14 labels; replicas 2 uncertain, 1 too close; f 0.317; "
-        "test RMSE 5.25 meV/atom, - eV/Å; 4 s",
+        "iteration 1: 14 labels; replicas 2 uncertain, 1 too close; f 0.317; test RMSE 5.25 meV/atom, - eV/Å; 4 s",
         "stop: 14 labels done",
     ]
     run = folder / "run"
-    ending = (
-        f"\nerrors on the test set\nTABLE\n\nCOVERAGE\n\n14 labels done\n{run}/model.npz\n{run}/report.html"
-    )
+    ending = f"\nerrors on the test set\nTABLE\n\nCOVERAGE\n\n14 labels done\n{run}/model.npz\n{run}/report.html"
     assert "\n".join(out[5:]) == ending
     assert (fake.seen["max_labels"], fake.seen["max_iterations"], fake.seen["resume"]) == (14, None, False)
     assert fake.seen["config"].directory == folder / "run"
@@ -442,13 +430,8 @@ def test_interrupted_elsewhere(folder, monkeypatch):
 
 
 def test_a_campaign_that_cannot_go_on(folder, fake, monkeypatch):
-    monkeypatch.setattr(
-        fake, "ends_with", JournalError("journal.jsonl cannot be written: No space left on device")
-    )
-    assert (
-        fails("hal", folder / "alcu.toml")
-        == "error: journal.jsonl cannot be written: No space left on device\n"
-    )
+    monkeypatch.setattr(fake, "ends_with", JournalError("journal.jsonl cannot be written: No space left on device"))
+    assert fails("hal", folder / "alcu.toml") == "error: journal.jsonl cannot be written: No space left on device\n"
 
 
 def test_report(tmp_path, monkeypatch):

@@ -216,9 +216,7 @@ def test_bad_key(data, key, value, said):
 
 def test_all_wrong_keys_are_told_at_once_with_the_file(folder):
     path = folder / "alcu.toml"
-    path.write_text(
-        MINIMAL.replace("temperature_K", "temperature").replace("max_labels = 100", "max_labels = 0")
-    )
+    path.write_text(MINIMAL.replace("temperature_K", "temperature").replace("max_labels = 100", "max_labels = 0"))
     with pytest.raises(ConfigError) as caught:
         load_config(path)
     message = str(caught.value)

@@ -218,8 +218,7 @@ def test_trajectory_picture(tmp_path, periodic):
 def test_trajectory_picture_of_replicas_that_came_to_nothing(tmp_path):
     seen = _observation(checks=3, replicas=2)
     nothing = {
-        name: np.full_like(values, -1 if values.dtype == int else np.nan)
-        for name, values in seen._asdict().items()
+        name: np.full_like(values, -1 if values.dtype == int else np.nan) for name, values in seen._asdict().items()
     }
     nothing["step"][0, 0], nothing["status"][0, 0] = 10, 6
     np.savez(tmp_path / "t.npz", timestep_fs=1.0, **nothing)
@@ -277,9 +276,7 @@ def test_an_attractive_hole_is_warned_of(campaign, model):
     hole = dimers(_doctored(model, attractive), _labelled(6, seed=5))[1]
     depth, rim, bottom = hole.hole()
     assert depth > 0.05 and bottom < rim <= hole.seen
-    shortest = min(
-        neighbor_list("d", atoms, {("Al", "Cu"): 5.0}).min() for atoms in _labelled(6, seed=5)
-    )
+    shortest = min(neighbor_list("d", atoms, {("Al", "Cu"): 5.0}).min() for atoms in _labelled(6, seed=5))
     assert hole.seen == pytest.approx(shortest)
     assert CORE_OUTER * 2.53 == pytest.approx(hole.radii[1], rel=0.01)
 
@@ -287,5 +284,3 @@ def test_an_attractive_hole_is_warned_of(campaign, model):
 def test_a_repulsive_curve_is_not_warned_of(campaign, model):
     page = write_report(campaign(model=_doctored(model, 0.0))).read_text("utf-8")
     assert "Attractive hole" not in page
-
-

@@ -98,13 +98,13 @@ def couple(basis: ACEBasis, sums: jax.Array) -> jax.Array:
 
 
 def coupled_slope(basis: ACEBasis, a: jax.Array) -> jax.Array:
-    """Derivative of one atom's invariants by its density a (n_channels,): (n_functions, n_channels)."""
-    slope = jnp.zeros((len(basis._many_body), len(a)), a.dtype)
+    """Derivative of one atom's invariants by its density a (n_channels,): (n_channels, n_functions)."""
+    slope = jnp.zeros((len(a), len(basis._many_body)), a.dtype)
     for rows, channels, weights in basis.tables.products:
         factors = a[channels]
         for t in range(channels.shape[1]):
             others = jnp.prod(jnp.delete(factors, t, axis=1, assume_unique_indices=True), axis=1)
-            slope = slope.at[rows, channels[:, t]].add(jnp.asarray(weights, a.dtype) * others)
+            slope = slope.at[channels[:, t], rows].add(jnp.asarray(weights, a.dtype) * others)
     return slope
 
 
@@ -179,29 +179,30 @@ def descriptor_gradient(
         return pair_functions(basis, r[None], z, neighbours)[0], jnp.concatenate(phi, axis=-1)
 
     def spread(phi, one_hot):
-        """(K, n l m), (K, Z) -> (n_channels, K), zero in the channels of other species."""
+        """(K, n l m), (K, Z) -> (K, n_channels), zero in the channels of other species."""
         parts = [
             (part[:, None, :] * one_hot[:, :, None]).reshape(capacity, -1) for part in jnp.split(phi, splits, axis=-1)
         ]
-        return jnp.concatenate(parts, axis=-1).T
+        return jnp.concatenate(parts, axis=-1)
 
     def work(carry, atom):
         pair_forces, pair_strain, pair, forces, strain, sums = carry
         v, z, neighbours, hot, j, i = atom
         (pair_i, phi), push = jax.linearize(lambda v: summands(v, z, neighbours), v)
         axes = jnp.broadcast_to(jnp.eye(3, dtype=dtype)[:, None, :], (3, capacity, 3))
-        pair_slope, phi_slope = jax.vmap(push)(axes)  # along x, y, z of every neighbour vector
+        pair_slope, phi_slope = jax.vmap(push, out_axes=1)(axes)  # (K, 3, ...), along x, y, z of every vector
 
-        slope = 0.5 * jnp.moveaxis(pair_slope, 0, 1)  # (K, 3, P); half: both directions of a pair are listed
+        slope = 0.5 * pair_slope  # half: both directions of a pair are listed
         block = jnp.asarray(block_of)[z, jnp.maximum(neighbours, 0)]
         pair = pair.at[block].add(0.5 * pair_i)
         pair_forces = pair_forces.at[block, j].add(slope).at[block, i].add(-slope)
         pair_strain = pair_strain.at[block].add(slope[:, :, None, :] * v[:, None, :, None])
 
         if tables.levels:
-            a = jnp.sum(spread(phi, hot), axis=1)
-            tangents = jax.vmap(spread, in_axes=(0, None))(phi_slope, hot)  # (3, n_channels, K)
-            rows = jnp.einsum("fc,ack->kaf", coupled_slope(basis, a), tangents, precision=_HIGHEST)
+            a = jnp.sum(spread(phi, hot), axis=0)
+            tangents = jax.vmap(spread, in_axes=(1, None), out_axes=1)(phi_slope, hot)  # (K, 3, n_channels)
+            rows = jnp.matmul(tangents.reshape(-1, len(a)), coupled_slope(basis, a), precision=_HIGHEST)
+            rows = rows.reshape(capacity, 3, -1)
             forces = forces.at[z, j].add(rows).at[z, i].add(-jnp.sum(rows, axis=0))
             strain = strain.at[z].add(jnp.einsum("kaf,kb->abf", rows, v))
             sums = sums.at[:, z].add(jnp.concatenate(monomials(basis, a[:, None]))[:, 0])

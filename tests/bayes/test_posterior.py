@@ -37,9 +37,7 @@ def test_repeated_updates_are_a_refit(solver):
     whole = refit(absorb(stats, rows[60:], targets[60:]), fit, info.active)
     close(covariance(new), covariance(whole), 1e-8)
     close(new.mean, whole.mean, 1e-8)
-    np.testing.assert_allclose(
-        new.log_evidence - fit.log_evidence, whole.log_evidence - before.log_evidence, rtol=1e-8
-    )
+    np.testing.assert_allclose(new.log_evidence - fit.log_evidence, whole.log_evidence - before.log_evidence, rtol=1e-8)
 
 
 def test_update_with_padding():

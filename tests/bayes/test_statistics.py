@@ -81,7 +81,5 @@ def test_jit_and_vmap():
 def test_without_x64_the_error_tells_the_remedy():
     program = "from haljax.bayes import empty\ntry: empty(3)\nexcept RuntimeError as error: print(error)"
     environment = os.environ | {"JAX_ENABLE_X64": "0"}
-    run = subprocess.run(
-        [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
-    )
+    run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert "JAX_ENABLE_X64=1" in run.stdout and 'jax.config.update("jax_enable_x64", True)' in run.stdout

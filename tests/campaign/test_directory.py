@@ -64,9 +64,7 @@ def test_another_config_is_refused_key_by_key(tmp_path):
 @pytest.mark.parametrize("free", ["stop", "stop.max_labels"])
 def test_limits_may_change(tmp_path, free):
     open_campaign(tmp_path, CONFIG).close()
-    with open_campaign(
-        tmp_path, changed(stop={"max_labels": 200}), resume=True, may_change=[free]
-    ) as journal:
+    with open_campaign(tmp_path, changed(stop={"max_labels": 200}), resume=True, may_change=[free]) as journal:
         assert [r["config"]["stop"]["max_labels"] for r in journal] == [100, 200]
 
 

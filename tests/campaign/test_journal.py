@@ -140,9 +140,7 @@ def test_missing_directory(tmp_path):
 def test_append_syncs_before_it_returns(tmp_path, monkeypatch):
     synced = []
     fsync = os.fsync
-    monkeypatch.setattr(
-        os, "fsync", lambda fd: (fsync(fd), synced.append(os.readlink(f"/proc/self/fd/{fd}")))
-    )
+    monkeypatch.setattr(os, "fsync", lambda fd: (fsync(fd), synced.append(os.readlink(f"/proc/self/fd/{fd}"))))
     path = tmp_path / "journal.jsonl"
     with Journal(path) as journal:
         assert synced == [str(tmp_path)]
@@ -164,9 +162,7 @@ def test_disk_that_fills_up(tmp_path, small_files):
     with Journal(path) as journal:
         journal.append({"i": 0, "pad": "x" * 3000})
         before = path.read_bytes()
-        with pytest.raises(
-            JournalError, match=r"journal\.jsonl cannot be written.*is lost; free some space.*resume"
-        ):
+        with pytest.raises(JournalError, match=r"journal\.jsonl cannot be written.*is lost; free some space.*resume"):
             journal.append({"i": 1, "pad": "x" * 3000})
         assert path.read_bytes() == before
         journal.append({"i": 2})  # a smaller one still fits

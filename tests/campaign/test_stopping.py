@@ -38,9 +38,7 @@ def test_nan_is_not_converged():
     assert why_stop(Limits(tolerance=1.0, patience=2), SO_FAR._replace(scores=(0.1, math.nan))) is None
 
 
-@pytest.mark.parametrize(
-    "bad", [{"max_labels": 0}, {"tolerance": math.nan}, {"patience": -1}, {"max_wall_s": -1.0}]
-)
+@pytest.mark.parametrize("bad", [{"max_labels": 0}, {"tolerance": math.nan}, {"patience": -1}, {"max_wall_s": -1.0}])
 def test_senseless_limits(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         Limits(**bad)

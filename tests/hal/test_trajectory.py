@@ -12,8 +12,8 @@ from ase.build import bulk
 
 from haljax.bayes import committee
 from haljax.hal.controller import criterion, mean_norm, relative_force_error
-from haljax.hal.trajectory import Conditions, HALParameters, Protocol, run
-from haljax.md import Guards, Status
+from haljax.hal.trajectory import BLOCK, Conditions, HALParameters, Protocol, _begin, _block, run
+from haljax.md import Guards, Status, hamiltonian
 from haljax.potentials import evaluate_system, parameters_of
 from haljax.structures import System, from_atoms, neighbour_list, required_stencil, stack
 
@@ -170,6 +170,38 @@ def test_a_replica_that_ended_stays_as_it_is(go, plain):
     np.testing.assert_array_equal(uneven.seen.status[4:, 0], Status.FINISHED)
 
 
+def test_state_between_blocks(small_model, params, systems, plain):
+    """The next step sets out with the force under the new tau, and stopped replicas keep every bit of their state."""
+    basis = small_model.basis
+    reach = basis.cutoff + PLAIN.skin
+    stencils = [required_stencil(0.95 * cell, np.ones(3, bool), reach) for cell in systems.cell]
+    stencil = tuple(int(n) for n in np.max(stencils, axis=0))
+    batch = jax.tree.map(jnp.asarray, systems)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(0), i))(np.arange(WIDTH))
+    limits = conditions(n_steps=[100, 200, 200, 60])
+    state = _begin(basis, params, batch, MASSES, limits.kT[:, 0], keys, PLAIN.skin, CAPACITY, stencil)
+    states = []
+    for tick in (0, BLOCK):
+        state, _ = _block(basis, PLAIN, params, limits, state, jnp.asarray(tick), BLOCK, stencil)
+        states.append(state)
+    force = jax.jit(hamiltonian(basis).force)
+    for i in range(WIDTH):
+        first, second = (jax.tree.map(lambda leaf, i=i: leaf[i], s) for s in states)
+        system = first.replica.system
+        found = neighbour_list(jax.tree.map(np.asarray, system), basis.cutoff).padded(16, CAPACITY)
+        assert first.replica.tau > 0
+        np.testing.assert_allclose(
+            first.replica.force, force(params.linear, system, found, first.replica.tau), atol=1e-9
+        )
+        if i in (0, 3):
+            for old, new in zip(jax.tree.leaves(first), jax.tree.leaves(second), strict=True):
+                if jnp.issubdtype(old.dtype, jax.dtypes.prng_key):
+                    old, new = jax.random.key_data(old), jax.random.key_data(new)
+                np.testing.assert_array_equal(old, new)
+        else:
+            np.testing.assert_array_equal(second.safe.positions, plain.candidate.positions[i])
+
+
 def test_what_is_seen_is_what_the_candidate_has(plain, look):
     for i in range(WIDTH):
         result, real = look(one(plain.candidate, i))
@@ -210,7 +242,9 @@ def test_ramps(go, look):
     atoms = np.array([16, 16, 16, 15])
     error = np.sqrt(2 / (3 * atoms.sum() * len(ratio)))
     for part in (ratio, ratio[: len(ratio) // 2], ratio[len(ratio) // 2 :]):
-        assert abs(np.average(part, weights=np.tile(atoms, (len(part), 1))) - 1) < 4 * error * np.sqrt(len(ratio) / len(part))
+        assert abs(np.average(part, weights=np.tile(atoms, (len(part), 1))) - 1) < 4 * error * np.sqrt(
+            len(ratio) / len(part)
+        )
     for i in range(WIDTH):
         result, real = look(one(r.candidate, i))
         tau = 0.05 * mean_norm(result.forces, real) / mean_norm(result.sigma_gradient, real)

@@ -94,7 +94,9 @@ def test_a_refused_cell_move_changes_nothing(start, strain):
     def outcomes(kT, pressure, system=replica.system):
         before = replica._replace(system=system)
         for k in range(6):
-            moved, kept, accepted, shortage = strain(before, lists, jax.random.key(k), kT=kT, pressure=jnp.array(pressure))
+            moved, kept, accepted, shortage = strain(
+                before, lists, jax.random.key(k), kT=kT, pressure=jnp.array(pressure)
+            )
             assert shortage == 0
             assert accepted or (same(moved, before) and same(kept, lists))
             yield bool(accepted)

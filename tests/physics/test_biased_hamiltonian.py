@@ -48,9 +48,16 @@ def slope(function, h=1e-4):
     return (4 * near - far) / 3
 
 
-def test_first_derivatives_equal_finite_differences(small_model, example, result):
+@pytest.mark.parametrize("core", [False, True])
+def test_first_derivatives_equal_finite_differences(small_model, example, core):
+    """Of a cell near equilibrium, and of one with a pair in the repulsive core."""
     system, neighbours = example
     params, terms = parameters_of(small_model), terms_of(small_model)
+    if core:
+        pushed = system.positions.at[1].set(0.7 * system.positions[1] + 0.3 * system.positions[0])
+        system = system._replace(positions=pushed)
+    result = jax.jit(evaluate_system, static_argnums=0)(small_model.basis, params, system, neighbours)
+    assert (result.energy > 10) == core
     rng = np.random.default_rng(0)
     real = (np.asarray(system.species) >= 0)[:, None]
     for _ in range(6):

@@ -83,7 +83,9 @@ def test_jax_md_nve_runs_with_it(p, crystal):
     replica = Replica(system, momenta, force, jnp.array([26.98, 63.55]), jnp.zeros(()), jax.random.key(2))
     lists = neighbour_state(system, 0.1, 1.0, 4, (1, 1, 1))
     batch = jax.tree.map(lambda leaf: leaf[None], (replica, lists))
-    ours, *_ = jax.jit(lambda b: advance(h, None, *b, *jnp.array([[0.05], [dt], [0.0]]), n_steps, 1.0, (1, 1, 1)))(batch)
+    ours, *_ = jax.jit(lambda b: advance(h, None, *b, *jnp.array([[0.05], [dt], [0.0]]), n_steps, 1.0, (1, 1, 1)))(
+        batch
+    )
     np.testing.assert_allclose(state.position, ours.system.positions[0], atol=1e-6)
     np.testing.assert_allclose(state.momentum, ours.momenta[0], atol=1e-5)
     assert np.max(np.abs(state.position - R)) > 0.05

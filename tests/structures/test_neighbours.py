@@ -133,9 +133,7 @@ def test_blocks_of_rows_change_nothing(monkeypatch):
     atoms.rattle(0.2, seed=0)
     system = from_atoms(atoms, ELEMENTS)
     whole = jit_build(system, 5.0, 80, (1, 1, 1))
-    monkeypatch.setattr(
-        "haljax.structures.neighbours._BLOCK", 5 * len(system.species) * 27
-    )  # 48 rows by fives
+    monkeypatch.setattr("haljax.structures.neighbours._BLOCK", 5 * len(system.species) * 27)  # 48 rows by fives
     blocks = jax.jit(lambda s: build(s, 5.0, 80, (1, 1, 1)))(system)
     jax.tree.map(np.testing.assert_array_equal, blocks, whole)
     assert triples(whole) == ase_triples(atoms, 5.0)
