@@ -3,8 +3,9 @@
     python benchmarks/accuracy.py [--only Si] [--peer-python PATH] [--no-peer]
 
 Both codes get the same structures, order, degree and cutoff. ace-jax runs with its defaults and with
-``--noise shared``, each time from its command line; haljax's time is that of a fresh process too, from the call of
-``fit`` on, its compilation included.
+``--noise shared``, from its command line, and its time is that of the command: start, reading, fit and its report
+of errors. haljax's ``fit_s`` is the first call of ``fit`` in a process, compilation included; ``fit_compiled_s`` the
+second.
 """
 
 from __future__ import annotations
@@ -63,9 +64,12 @@ def main() -> None:
         start = time.perf_counter()
         model = hx.fit(basis, isolated + train, e0=e0)
         seconds = time.perf_counter() - start
+        start = time.perf_counter()
+        hx.fit(basis, isolated + train, e0=e0)
+        again = time.perf_counter() - start
         table = hx.evaluate(model, test)["total"]
         mine = {"energy_rmse_meV": table["energy_rmse"], "force_rmse_eV_per_A": table["force_rmse"]}
-        row("accuracy", code="haljax", functions=len(basis), fit_s=seconds, **mine, **common)
+        row("accuracy", code="haljax", functions=len(basis), fit_s=seconds, fit_compiled_s=again, **mine, **common)
         if options.no_peer:
             continue
         for name, extra in (("defaults", []), ("noise shared", ["--noise", "shared"])):

@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haljax.ace import ACEBasis
 from haljax.bayes import committee
 from haljax.config import Dynamics, per_replica
 from haljax.hal.trajectory import Conditions, HALParameters, Observation, Protocol, Run, run
 from haljax.md import Guards, Status
 from haljax.model import Model
 from haljax.potentials import parameters_of
-from haljax.structures import bucket, from_atoms, stack, to_atoms
+from haljax.structures import bucket, from_atoms, neighbour_list, stack, to_atoms
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -51,7 +52,7 @@ def explore(
     dynamics: Dynamics,
     starts: Sequence[Atoms],
     key: jax.Array,
-    memory: dict[int, int],
+    room: Mapping[int, int],
     on_progress: Callable[[Mapping[str, list]], Any],
 ) -> Explored:
     """Run one biased replica from each start until it stops.
@@ -61,7 +62,7 @@ def explore(
     Parameters
     ----------
     key : replica i uses fold_in(key, i), so that it can be re-run alone.
-    memory : neighbour capacity that was enough, by padded size; kept between rounds to save compilations.
+    room : neighbours an atom to begin with, by padded size; see `room_for`.
     """
     from ase.data import atomic_masses
 
@@ -102,7 +103,7 @@ def explore(
                         latest[name][i] = values[-1, column].item()
                 on_progress(latest)
 
-        result = run(
+        return run(
             basis,
             protocol,
             params,
@@ -111,12 +112,9 @@ def explore(
             masses,
             jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(filled)),
             idle=np.arange(width) >= len(members),
-            capacity=memory.get(size, 0),
+            capacity=room[size],
             on_block=on_block,
         )
-        with lock:
-            memory[size] = max(memory.get(size, 0), result.capacity)
-        return result
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         try:
@@ -125,6 +123,19 @@ def explore(
             interrupted.set()
             raise
     return _gathered(basis.elements, starts, batches, runs)
+
+
+def room_for(basis: ACEBasis, skin: float, structures: Sequence[Atoms]) -> dict[int, int]:
+    """Neighbours an atom to begin with, by padded size: what these structures have, and a quarter more.
+
+    The same in every round, whatever the last one needed, so that a resumed campaign rounds as the first would have.
+    """
+    most: dict[int, int] = {}
+    for atoms in structures:
+        found = neighbour_list(from_atoms(atoms, basis.elements), basis.cutoff + skin)
+        size = bucket(len(atoms))
+        most[size] = max(most.get(size, 0), int((found.index >= 0).sum(axis=1).max()))
+    return {size: bucket(int(1.25 * count)) for size, count in most.items()}
 
 
 def _width(n_replicas: int) -> int:

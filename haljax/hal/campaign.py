@@ -28,7 +28,7 @@ from haljax.campaign import (
 )
 from haljax.config import MAY_CHANGE, HALConfig, load_config
 from haljax.evaluation import Calibration, ErrorTable, calibrate, evaluate
-from haljax.hal.acquisition import Explored, explore
+from haljax.hal.acquisition import Explored, explore, room_for
 from haljax.hal.reference import Reference, decode, encode
 from haljax.model import Model
 from haljax.structures import from_atoms, labels
@@ -157,7 +157,7 @@ class _Campaign:
         self.starts, self.progress = starts, progress
         self.basis = config.ace_basis()
         self.key = jax.random.key(config.seed)
-        self.capacities: dict[int, int] = {}
+        self.room = room_for(self.basis, config.dynamics.skin, starts)
         self.labelled: dict[str, tuple[str, Atoms]] = {}
         self.requests: dict[int, dict[str, Any]] = {}
         self.rounds: list[dict[str, Any]] = []
@@ -274,7 +274,7 @@ class _Campaign:
             )
 
         key = jax.random.fold_in(self.key, iteration)
-        explored = explore(model, dynamics, starts, key, self.capacities, on_progress)
+        explored = explore(model, dynamics, starts, key, self.room, on_progress)
         buffer = io.BytesIO()
         np.savez(buffer, timestep_fs=dynamics.timestep_fs, **explored.seen._asdict())
         write_atomic(self._folder(iteration) / "trajectory.npz", buffer.getvalue())

@@ -39,7 +39,7 @@ def config(folder, calculator="ase.calculators.emt.EMT", starts=None, **tables):
         "seed": 3,
         "reference": {"calculator": calculator, "workers": 2},
         "start": {"structures": str(folder / "start.xyz")},
-        "basis": {"elements": ["Al", "Cu"], "cutoff": 4.0, "order": 2, "max_degree": 5},
+        "basis": {"elements": ["Al", "Cu"], "cutoff": 4.0, "order": 2, "max_degree": 4},
         "dynamics": {
             "replicas": 3,
             "temperature_K": [300, 600],
@@ -264,7 +264,7 @@ def test_molecules_isolated_atoms_and_threads(tmp_path):
     setup = config(
         tmp_path,
         starts=starts,
-        basis={"elements": ["C", "H", "O"], "max_degree": 4},
+        basis={"elements": ["C", "H", "O"], "max_degree": 3},
         fit={"e0": "isolated"},
         dynamics={"pressure_GPa": None, "swap_interval": 0, "timestep_fs": 0.5},
         stop={"max_iterations": 1},

@@ -54,7 +54,7 @@ def test_first_derivatives_equal_finite_differences(small_model, example, core):
     system, neighbours = example
     params, terms = parameters_of(small_model), terms_of(small_model)
     if core:
-        pushed = system.positions.at[1].set(0.7 * system.positions[1] + 0.3 * system.positions[0])
+        pushed = system.positions.at[1].set(0.5 * system.positions[1] + 0.5 * system.positions[0])
         system = system._replace(positions=pushed)
     result = jax.jit(evaluate_system, static_argnums=0)(small_model.basis, params, system, neighbours)
     assert (result.energy > 10) == core

@@ -147,14 +147,12 @@ def free_shape(params, system, neighbours, tau):
     return 0.5 * params * jnp.sum(system.cell**2) + 0.0 * jnp.sum(system.positions)
 
 
-def cells(
-    biased: Callable, params, n_atoms, pressure, size, fixed_shape, n_moves=400, n_replicas=256, cell=4.0 * np.eye(3)
-):
+def cells(biased: Callable, params, n_atoms, pressure, size, fixed_shape, n_moves=400, n_replicas=256, edge=4.0):
     """Cells (moves, replicas, 3, 3) along the Markov chain of cell moves, one padded slot beside the atoms."""
     h = Hamiltonian(biased, 0.1)
     positions = np.random.default_rng(5).uniform(0, 4, (n_atoms + 1, 3))
     species = [0] * n_atoms + [-1]
-    batch, lists = replicas(n_replicas, positions, species, cell, (1.0,), seed=6)
+    batch, lists = replicas(n_replicas, positions, species, edge * np.eye(3), (1.0,), seed=6)
     batch = batch._replace(tau=jnp.linspace(0.0, 5.0, n_replicas))
 
     def move(replica, lists, key):
@@ -201,7 +199,7 @@ def test_shape_and_volume_in_the_full_measure():
     The measure is that of Martyna, Tobias, Klein, J Chem Phys 101, 4177 (1994), doi:10.1063/1.467468, where the
     volume appears as V^(1 - d) beside the V^N of the atoms; W = h^T h is then a Wishart matrix.
     """
-    h = cells(free_shape, jnp.array(KT / 4.0), 2, 0.0, 0.3, False, n_moves=1500, n_replicas=192, cell=2.0 * np.eye(3))
+    h = cells(free_shape, jnp.array(KT / 4.0), 2, 0.0, 0.3, False, n_moves=1500, n_replicas=192, edge=2.0)
     w = np.einsum("mrki,mrkj->mrij", h, h)
     agrees(np.trace(w, axis1=2, axis2=3).mean(axis=0), 9 * 4.0, 0.02)
     agrees(np.sum(w**2, axis=(2, 3)).mean(axis=0), 63 * 4.0**2, 0.04)
