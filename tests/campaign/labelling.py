@@ -108,4 +108,5 @@ def report_and_hang(path: str) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     globals()[sys.argv[1]](*sys.argv[2:])

@@ -124,7 +124,10 @@ def test_the_final_model_has_learned_every_training_label_in_one(whole):
     assert table[0]["force_rmse"] == pytest.approx(table[1]["force_rmse"], rel=1e-6)
 
 
-@pytest.mark.parametrize("when", ["select", "fit", "label", "evaluate", "report"])
+@pytest.mark.parametrize(
+    "when",
+    ["select", "label", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("fit", "evaluate", "report"))],
+)
 def test_interrupted_at_every_stage_and_resumed_it_comes_to_the_same_result(whole, tmp_path, when):
     """Ctrl-C each time a stage is met for the n-th time, over and over, until it is done."""
     reference, _ = whole
