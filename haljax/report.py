@@ -300,7 +300,7 @@ def _coefficient_picture(model: Model) -> Figure:
         places = [k for k, (o, _) in enumerate(columns) if o == order]
         title = "pair terms" if order == 1 else f"order {order}"
         _note(
-            ax, np.mean(places), 1.1, title, transform=ax.get_xaxis_transform(), ha="center", va="bottom",
+            ax, float(np.mean(places)), 1.1, title, transform=ax.get_xaxis_transform(), ha="center", va="bottom",
             fontweight="bold",
         )  # fmt: skip
         if order > 1:
@@ -435,7 +435,7 @@ def _dimer_picture(curves: Sequence[Dimer]) -> Figure:
         for k, (text, colour) in enumerate(lines if curve is curves[0] else lines[:1]):
             _note(ax, 0.98, 0.98 - 0.07 * k, text, colour, ha="right", fontweight="bold")
         _note(
-            ax, np.mean(curve.radii), 0.98, "hand-over", "#8A7A58", transform=ax.get_xaxis_transform(),
+            ax, float(np.mean(curve.radii)), 0.98, "hand-over", "#8A7A58", transform=ax.get_xaxis_transform(),
             ha="center", fontsize=7,
         )  # fmt: skip
         if hole := curve.hole():
