@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 import numpy as np
 from ase.io import read
 from common import DATA, row
-from peers import ace_jax
+from peers import acejax
 
 import haljax as hx
 
@@ -73,7 +73,7 @@ def main() -> None:
         if options.no_peer:
             continue
         for name, extra in (("defaults", []), ("noise shared", ["--noise", "shared"])):
-            predicted, theirs = ace_jax.fit(
+            predicted, theirs = acejax.fit(
                 options.peer_python, train, test, elements, order, degree, cutoff, "--e0", "lsq", *extra
             )
             found = errors(test, [a.info["ace_energy"] for a in predicted], [a.arrays["ace_forces"] for a in predicted])

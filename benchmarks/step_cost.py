@@ -25,7 +25,7 @@ from ase import units
 from ase.build import bulk
 from ase.data import atomic_masses
 from common import median_seconds, row
-from peers import ace_jax
+from peers import acejax
 from refit import labelled
 
 import haljax as hx
@@ -100,7 +100,7 @@ def main() -> None:
         atoms.rattle(0.05, seed=1)
         result = energy_and_forces(model, b, atoms)
         if not options.no_peer:
-            theirs = ace_jax.calculator_seconds(options.peer_python, atoms, b.order, b.max_degree, b.cutoff, 20)
+            theirs = acejax.calculator_seconds(options.peer_python, atoms, b.order, b.max_degree, b.cutoff, 20)
             result["ace_jax_calculator_us_per_atom"] = theirs["median_s"] / len(atoms) * 1e6
             result["ratio_of_calculators"] = result["ace_jax_calculator_us_per_atom"] / result["calculator_us_per_atom"]
         row("energy_and_forces", case=name, atoms=len(atoms), functions=len(b), **result)

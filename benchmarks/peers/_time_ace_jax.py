@@ -1,4 +1,4 @@
-"""Times ace-jax's ASE calculator in its own interpreter: MODEL STRUCTURE REPEATS; see ace_jax.py."""
+"""Times ace-jax's ASE calculator in its own interpreter: MODEL STRUCTURE REPEATS; see acejax.py."""
 
 import json
 import sys
