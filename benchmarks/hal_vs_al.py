@@ -29,7 +29,7 @@ from common import row
 import haljax as hx
 from haljax.campaign import read_journal
 from haljax.config import Dynamics
-from haljax.hal.acquisition import explore
+from haljax.hal.acquisition import explore, room_for
 
 METHODS = {
     "HAL": {"tau_rel": 0.2, "tolerance": 0.2, "replicas": 8},
@@ -82,8 +82,9 @@ def stable_fraction(model: hx.Model, seed: int, runs: int) -> float:
         check_interval=50, committee=2, replicas_per_batch=min(runs, 10),
     )  # fmt: skip
     begin = starts(seed)
+    room = room_for(model.basis, dynamics.skin, begin)
     found = explore(
-        model, dynamics, [begin[i % len(begin)] for i in range(runs)], jax.random.key(seed), {}, lambda _: None
+        model, dynamics, [begin[i % len(begin)] for i in range(runs)], jax.random.key(seed), room, lambda _: None
     )
     return float(np.mean([replica["status"] == "finished" for replica in found.replicas]))
 
