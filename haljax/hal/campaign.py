@@ -124,15 +124,19 @@ class HAL:
         stop |= {k: v for k, v in (("max_labels", max_labels), ("max_iterations", max_iterations)) if v is not None}
         directory = Path(self.config.directory)
         c = self.config
-        with (
-            open_campaign(directory, c.as_json(), resume=self._resume, may_change=MAY_CHANGE) as journal,
-            Oracle(
+
+        def oracle(calls: int = 1) -> Oracle:
+            """Labels by jobs of so many calls of the calculator each."""
+            return Oracle(
                 self._reference,
                 self._executor,
                 workers=c.reference.workers,
-                timeout_s=c.reference.timeout_s,
+                timeout_s=c.reference.timeout_s and c.reference.timeout_s * calls,
                 max_attempts=c.reference.max_attempts,
-            ) as oracle,
+            )
+
+        with (
+            open_campaign(directory, c.as_json(), resume=self._resume, may_change=MAY_CHANGE) as journal,
             _clear_disk_errors(directory),
         ):
             return _Campaign(c, directory, journal, oracle, starts, self._progress).run(Limits(**stop))
@@ -149,7 +153,7 @@ class _Campaign:
         config: HALConfig,
         directory: Path,
         journal: Journal,
-        oracle: Oracle,
+        oracle: Callable[..., Oracle],
         starts: list[Atoms],
         progress: Callable[[dict[str, Any]], Any],
     ) -> None:
@@ -190,11 +194,12 @@ class _Campaign:
             self._finish_iteration(0, model, seconds)
         for done in self.rounds[1:]:
             model = self._learn(model, done["iteration"])
-        while (reason := why_stop(limits, self._so_far(time.perf_counter() - started))) is None:
-            model = self._iterate(model, len(self.rounds))
+        with self.oracle() as oracle:
+            while (reason := why_stop(limits, self._so_far(time.perf_counter() - started))) is None:
+                model = self._iterate(model, len(self.rounds), oracle)
         return self._conclude(model, reason)
 
-    def _iterate(self, model: Model, iteration: int) -> Model:
+    def _iterate(self, model: Model, iteration: int, oracle: Oracle) -> Model:
         seconds: dict[str, float] = {}
         if iteration not in self.requests:  # else it was interrupted after the dynamics
             with _timed(seconds, "dynamics"):
@@ -203,7 +208,7 @@ class _Campaign:
                 self._request(model, iteration, explored)
         with _timed(seconds, "label"):
             jobs = self.requests[iteration]["jobs"]
-            self._label({id: job for id, job in jobs.items() if id not in self.labelled}, iteration)
+            self._label({id: job for id, job in jobs.items() if id not in self.labelled}, iteration, oracle)
         with _timed(seconds, "fit"):
             model = self._learn(model, iteration)
         self._finish_iteration(iteration, model, seconds)
@@ -333,9 +338,12 @@ class _Campaign:
                 self._record(
                     {"type": "label", "id": id, "iteration": -1, **job, **label, "attempts": 0, "seconds": 0.0}
                 )
-        if c.test is not None and c.test.reference_md is not None:
-            unknown |= self._reference_md(c.test.reference_md)
-        self._label(unknown, -1)
+        if unknown:
+            with self.oracle() as oracle:
+                self._label(unknown, -1, oracle)
+        if c.test is not None and (md := c.test.reference_md) is not None and (runs := self._reference_md(md)):
+            with self.oracle(calls=md.burn_in + md.frames * md.interval) as oracle:
+                self._label(runs, -1, oracle)
 
     def _reference_md(self, md: Any) -> dict[str, dict[str, Any]]:
         """Jobs of molecular dynamics of the reference, a few starts at each temperature."""
@@ -364,7 +372,7 @@ class _Campaign:
                 }
         return jobs
 
-    def _label(self, jobs: Mapping[str, dict[str, Any]], iteration: int) -> None:
+    def _label(self, jobs: Mapping[str, dict[str, Any]], iteration: int, oracle: Oracle) -> None:
         """Label what is asked for; each label is in the journal before the next is looked at."""
         done = failed = 0
 
@@ -393,7 +401,7 @@ class _Campaign:
         if jobs:
             self.progress({"stage": "label", "done": 0, "total": len(jobs), "failed": 0, "error": None, "id": None})
             payloads = {id: {k: job[k] for k in ("structure", "md") if k in job} for id, job in jobs.items()}
-            self.oracle.label(payloads, on_result)
+            oracle.label(payloads, on_result)
 
     # ------------------------------------------------------------------------------------------ learn
 
