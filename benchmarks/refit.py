@@ -23,7 +23,7 @@ from ase.calculators.emt import EMT
 from common import row
 
 import haljax as hx
-from haljax.bayes import empty, posterior
+from haljax.bayes import empty, one_blas_thread, posterior
 from haljax.structures import with_labels
 from haljax.training import _absorbed
 
@@ -42,14 +42,16 @@ def labelled(n: int, seed: int) -> list:
     return made
 
 
-def timed(call, repeats: int = 5):
-    result = jax.block_until_ready(call())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        result = jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    return result, float(np.median(times)), max(times) - min(times)
+def timed(*calls, repeats: int = 9) -> list[tuple]:
+    """(result, median and spread of the wall time in s) of each call, all compiled beforehand, taking turns."""
+    results = [jax.block_until_ready(call()) for call in calls]
+    times = np.empty((len(calls), repeats))
+    for k in range(repeats):
+        for call, row_ in zip(calls, times, strict=True):
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            row_[k] = time.perf_counter() - start
+    return [(result, float(np.median(t)), float(np.ptp(t))) for result, t in zip(results, times, strict=True)]
 
 
 def main() -> None:
@@ -60,11 +62,14 @@ def main() -> None:
 
     def refit():
         statistics = _absorbed(empty(len(basis)), basis, model.e0, model.settings, train + new)
-        return fixed(statistics, model.posterior.noise_precision, model.posterior.prior_precision)
+        with one_blas_thread():
+            return jax.block_until_ready(
+                fixed(statistics, model.posterior.noise_precision, model.posterior.prior_precision)
+            )
 
-    updated, update_s, update_spread = timed(lambda: hx.update(model, new).posterior)
-    again, refit_s, refit_spread = timed(refit)
-    whole, fit_s, _ = timed(lambda: hx.fit(basis, train + new).posterior, 3)
+    (updated, update_s, update_spread), (again, refit_s, refit_spread), (_, fit_s, _) = timed(
+        lambda: hx.update(model, new).posterior, refit, lambda: hx.fit(basis, train + new).posterior
+    )
     scale = float(np.abs(again.mean).max())
     covariance, reference = (np.asarray(p.factor @ p.factor.T) for p in (updated, again))
     row(

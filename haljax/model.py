@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -12,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haljax.ace import ACEBasis, ace_basis
-from haljax.bayes import Posterior, Statistics
+from haljax.bayes import Posterior, Statistics, accumulate
 
 SCHEMA_VERSION = 1
 
@@ -45,23 +46,34 @@ class Model:
     basis : the functions.
     e0 : (Z,) one-body energies, eV, in the order of ``basis.elements``.
     posterior : of the M coefficients.
-    statistics : the QR-compressed data, from which hyperparameters can be learned again.
+    compressed : the QR-compressed data up to the last fit.
     active : (M,) False for functions that ARD pruned.
     settings : how the data was weighted.
     n_structures : how many structures it learned from.
     energy_calibration, force_calibration : factors that bring the posterior's sigma to the errors seen on
         held-out labels; 1 before `calibrate`.
+    pending : weighted rows (n, M) and targets (n,) of the updates since, of no more rows than some M.
     """
 
     basis: ACEBasis
     e0: np.ndarray
     posterior: Posterior
-    statistics: Statistics
+    compressed: Statistics
     active: np.ndarray
     settings: FitSettings
     n_structures: int
     energy_calibration: float = 1.0
     force_calibration: float = 1.0
+    pending: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """All data QR-compressed, from which hyperparameters can be learned again; found when it is asked for."""
+        return accumulate(self.compressed, self.pending, self.n_pending)
+
+    @property
+    def n_pending(self) -> int:
+        return sum(len(targets) for _, targets in self.pending)
 
     def save(self, path: str | Path) -> None:
         """Write the model to ``path`` (npz), atomically."""
@@ -126,7 +138,7 @@ def load(path: str | Path) -> Model:
         basis=basis,
         e0=arrays["e0"],
         posterior=group(Posterior, "posterior"),
-        statistics=group(Statistics, "statistics"),
+        compressed=group(Statistics, "statistics"),
         active=arrays["active"],
         settings=FitSettings(**meta["settings"]),
         n_structures=meta["n_structures"],

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from threadpoolctl import threadpool_limits
 
 from haljax import bayes
 from haljax.ace import ACEBasis, core_energy, descriptor, descriptor_gradient
-from haljax.bayes import Posterior, Statistics, absorb, empty, require_x64
+from haljax.bayes import Posterior, Statistics, accumulate, empty, one_blas_thread, require_x64
 from haljax.model import FitSettings, Model
 from haljax.potentials import _voigt
 from haljax.structures import (
@@ -95,18 +94,27 @@ def fit(
 def update(model: Model, new: Sequence[Atoms]) -> Model:
     """The model after more labelled structures, at fixed E0, weights and hyperparameters.
 
-    A rank-k update of the posterior: equal to a refit at the same hyperparameters.
+    A rank-k update of the posterior: equal to a refit at the same hyperparameters. The rows wait in the model until
+    its statistics are asked for (`refit`, `Model.save`) or there are more of them than functions.
     """
     blocks = list(_blocks(model.basis, model.e0, model.settings, new))
     if not blocks:
         raise ValueError("there is nothing to learn: give at least one labelled structure")
-    rows, targets = _padded(blocks)
-    return replace(
+    rows, targets = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
+    extra = bucket(len(rows)) - len(rows)  # rows of zeros, which say nothing, to one of few shapes
+    with one_blas_thread():
+        posterior = jax.block_until_ready(
+            _update(model.posterior, np.pad(rows * model.active, ((0, extra), (0, 0))), np.pad(targets, (0, extra)))
+        )
+    updated = replace(
         model,
-        posterior=_update(model.posterior, rows * model.active[None, :], targets),
-        statistics=_absorb(model.statistics, rows, targets),
+        posterior=posterior,
+        pending=(*model.pending, (rows, targets)),
         n_structures=model.n_structures + len(new),
     )
+    if updated.n_pending > len(model.basis):
+        return replace(updated, compressed=updated.statistics, pending=())
+    return updated
 
 
 def refit(model: Model, new: Sequence[Atoms]) -> Model:
@@ -117,7 +125,8 @@ def refit(model: Model, new: Sequence[Atoms]) -> Model:
         model,
         posterior=posterior,
         active=active,
-        statistics=statistics,
+        compressed=statistics,
+        pending=(),
         n_structures=model.n_structures + len(new),
     )
 
@@ -147,7 +156,7 @@ def solve(basis: ACEBasis, settings: FitSettings, statistics: Statistics) -> tup
     if not int(statistics.n):
         raise ValueError("there is nothing to learn from: every label is missing or has weight 0")
     scale = jnp.asarray(basis.smoothness(settings.smoothness))
-    with _one_blas_thread():
+    with one_blas_thread():
         posterior, info = jax.block_until_ready(_SOLVERS[settings.solver](statistics, scale))
     if not np.isfinite(float(posterior.log_evidence)):
         raise ValueError("the fit is not finite: look for extreme labels or weights among the training structures")
@@ -155,7 +164,6 @@ def solve(basis: ACEBasis, settings: FitSettings, statistics: Statistics) -> tup
 
 
 _SOLVERS = {"brr": jax.jit(bayes.brr), "ard": jax.jit(bayes.ard)}
-_absorb = jax.jit(absorb)
 _update = jax.jit(bayes.update)
 
 
@@ -272,30 +280,8 @@ def _absorbed(
     structures: Sequence[Atoms],
 ) -> Statistics:
     """Statistics after more structures, block by block: memory does not grow with the data."""
-    step = max(1024, 2 * len(basis))
-    waiting: list[tuple[np.ndarray, np.ndarray]] = []
-    count = 0
-    with _one_blas_thread():
-        for block in _blocks(basis, one_body, settings, structures):
-            waiting.append(block)
-            count += len(block[1])
-            if count >= step:
-                statistics, waiting, count = _absorb(statistics, *_padded(waiting)), [], 0
-        return _absorb(statistics, *_padded(waiting)) if waiting else statistics
-
-
-def _padded(blocks: Sequence[tuple[np.ndarray, np.ndarray]]) -> tuple[np.ndarray, np.ndarray]:
-    """Blocks of rows as one, filled up with rows of zeros, which say nothing, to one of few shapes."""
-    rows, targets = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    extra = bucket(len(rows)) - len(rows)
-    return np.pad(rows, ((0, extra), (0, 0))), np.pad(targets, (0, extra))
-
-
-def _one_blas_thread() -> threadpool_limits:
-    """BLAS alone on one thread: beside XLA's own threads more of them only get in each other's way."""
-    import scipy.linalg.cython_lapack  # noqa: F401  so that the library to be limited is there
-
-    return threadpool_limits(1, user_api="blas")
+    blocks = _blocks(basis, one_body, settings, structures)
+    return accumulate(statistics, blocks, sum(1 + 3 * len(atoms) + 6 for atoms in structures))
 
 
 def _isolated(basis: ACEBasis, atoms: Atoms) -> bool:

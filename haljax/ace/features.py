@@ -7,6 +7,8 @@ than the cutoff, so they contribute nothing and have no gradient.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -35,7 +37,7 @@ def _by_species(z: jax.Array, n_species: int, dtype) -> jax.Array:
     return (z[..., None] == jnp.arange(n_species, dtype=z.dtype).reshape((1,) * z.ndim + (-1,))).astype(dtype)
 
 
-def pair_functions(basis: ACEBasis, r: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
+def pair_functions(basis: ACEBasis, r: jax.Array, z_i: jax.Array, z_j: jax.Array, rolled: bool = False) -> jax.Array:
     """Radial functions of the pair terms at distances ``r`` (N, K) Å -> (N, K, max_degree).
 
     Discrete Legendre polynomials of the Agnesi(1, 3) distance under the envelope
@@ -49,17 +51,17 @@ def pair_functions(basis: ACEBasis, r: jax.Array, z_i: jax.Array, z_j: jax.Array
     safe = jnp.maximum(s, r_in / r0 / 2)  # the envelope's pole lies where the switch is zero
     envelope = safe**-2 - s_cut**-2 + 2 * s_cut**-3 * (safe - s_cut)
     weight = jnp.where(r < basis.cutoff, envelope * smooth_step(r, r_in, r_out), 0.0)
-    return polynomials(t, basis.max_degree, 0, 0) * weight[..., None]
+    return polynomials(t, basis.max_degree, 0, 0, rolled) * weight[..., None]
 
 
-def radial_functions(basis: ACEBasis, r: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
+def radial_functions(basis: ACEBasis, r: jax.Array, z_i: jax.Array, z_j: jax.Array, rolled: bool = False) -> jax.Array:
     """Radial functions R_n of the many-body terms, (N, K, n_max); zero beyond the cutoff and inside the core."""
     r0 = _of_pair(basis.bond_lengths, z_i, z_j, r.dtype)
     r_in = _of_pair(basis.core_radii[0], z_i, z_j, r.dtype)
     x_cut = agnesi((basis.cutoff - r_in) / (r0 - r_in), 2, 4)
     x = agnesi((r - r_in) / (r0 - r_in), 2, 4)
     t = 1 - 2 * (x - x_cut) / (1 - x_cut)
-    return polynomials(t, basis.tables.n_of_l[0], P_ENVELOPE, P_ENVELOPE)
+    return polynomials(t, basis.tables.n_of_l[0], P_ENVELOPE, P_ENVELOPE, rolled)
 
 
 def density(basis: ACEBasis, radial: jax.Array, angular: list[jax.Array], one_hot: jax.Array) -> jax.Array:
@@ -158,78 +160,67 @@ def descriptor_gradient(
     """
     tables, dtype, n_species = basis.tables, d.dtype, basis.n_species
     n_atoms, capacity = z_j.shape
-    neighbour = _by_species(z_j, n_species, dtype)
     index = jnp.maximum(index, 0)  # empty slots add zeros to atom 0
-    block_of = np.zeros((n_species, n_species), np.int32)
-    for number, (a, b) in enumerate(basis.pairs):
-        block_of[a, b] = block_of[b, a] = number
-    # Channel order is (l, species, n, m): species goes between l and n.
-    splits = np.cumsum([count * (2 * degree + 1) for degree, count in enumerate(tables.n_of_l)])[:-1]
-
-    def summands(v, z, neighbours):
-        """Pair functions (K, P) and phi_nlm without the species factor (K, n l m) of one atom."""
-        r = _distance(v)
-        z, neighbours = z[None], neighbours[None]
-        radial = radial_functions(basis, r[None], z, neighbours)[0]
-        angular = real_harmonics(v / r[:, None], tables.l_max)
-        phi = [
-            (radial[:, :count, None] * angular[degree][:, None, :]).reshape(capacity, -1)
-            for degree, count in enumerate(tables.n_of_l)
-        ]
-        return pair_functions(basis, r[None], z, neighbours)[0], jnp.concatenate(phi, axis=-1)
-
-    def spread(phi, one_hot):
-        """(K, n l m), (K, Z) -> (K, n_channels), zero in the channels of other species."""
-        parts = [
-            (part[:, None, :] * one_hot[:, :, None]).reshape(capacity, -1) for part in jnp.split(phi, splits, axis=-1)
-        ]
-        return jnp.concatenate(parts, axis=-1)
-
-    def work(carry, atom):
-        pair_forces, pair_strain, pair, forces, strain, sums = carry
-        v, z, neighbours, hot, j, i = atom
-        (pair_i, phi), push = jax.linearize(lambda v: summands(v, z, neighbours), v)
-        axes = jnp.broadcast_to(jnp.eye(3, dtype=dtype)[:, None, :], (3, capacity, 3))
-        pair_slope, phi_slope = jax.vmap(push, out_axes=1)(axes)  # (K, 3, ...), along x, y, z of every vector
-
-        slope = 0.5 * pair_slope  # half: both directions of a pair are listed
-        block = jnp.asarray(block_of)[z, jnp.maximum(neighbours, 0)]
-        pair = pair.at[block].add(0.5 * pair_i)
-        pair_forces = pair_forces.at[block, j].add(slope).at[block, i].add(-slope)
-        pair_strain = pair_strain.at[block].add(slope[:, :, None, :] * v[:, None, :, None])
-
-        if tables.levels:
-            a = jnp.sum(spread(phi, hot), axis=0)
-            tangents = jax.vmap(spread, in_axes=(1, None), out_axes=1)(phi_slope, hot)  # (K, 3, n_channels)
-            rows = jnp.matmul(tangents.reshape(-1, len(a)), coupled_slope(basis, a), precision=_HIGHEST)
-            rows = rows.reshape(capacity, 3, -1)
-            forces = forces.at[z, j].add(rows).at[z, i].add(-jnp.sum(rows, axis=0))
-            strain = strain.at[z].add(jnp.einsum("kaf,kb->abf", rows, v))
-            sums = sums.at[:, z].add(jnp.concatenate(monomials(basis, a[:, None]))[:, 0])
-        return pair_forces, pair_strain, pair, forces, strain, sums
-
-    def one_atom(carry, atom):
-        # A cond inside a scan is a branch, so that padded atoms cost nothing.
-        return jax.lax.cond(atom[1] >= 0, lambda: work(carry, atom), lambda: carry), None
-
-    def zeros(*shape):
-        return jnp.zeros(shape, dtype)
-
-    n_blocks, n_radial, n_functions = len(basis.pairs), basis.max_degree, len(basis._many_body)
-    start = (
-        zeros(n_blocks, n_atoms, 3, n_radial),
-        zeros(n_blocks, 3, 3, n_radial),
-        zeros(n_blocks, n_radial),
-        zeros(n_species, n_atoms, 3, n_functions),
-        zeros(n_species, 3, 3, n_functions),
-        zeros(basis.n_monomials, n_species),
+    number = jnp.arange(n_atoms)
+    centre = _by_species(z_i, n_species, dtype)
+    neighbour = _by_species(jnp.where(z_i[:, None] >= 0, z_j, -1), n_species, dtype)
+    in_block = jnp.stack(  # (N, K, blocks)
+        [sum(centre[:, None, x] * neighbour[..., y] for x, y in {(a, b), (b, a)}) for a, b in basis.pairs],
+        axis=-1,
     )
-    atoms = (d, z_i, z_j, neighbour, index, jnp.arange(n_atoms))
-    (pair_forces, pair_strain, pair, forces, strain, sums), _ = jax.lax.scan(one_atom, start, atoms)
 
-    def joined(pair_part, many_part):
-        """(blocks, ..., P) and (Z, ..., functions) -> (..., M)."""
-        parts = [jnp.moveaxis(part, 0, -2).reshape(*part.shape[1:-1], -1) for part in (pair_part, many_part)]
-        return jnp.concatenate(parts, axis=-1)
+    # Radial and angular functions of all neighbours at once, and their derivatives by the neighbour's vector.
+    r = _distance(d)
+    unit = d / r[..., None]
 
-    return joined(pair, couple(basis, sums).T), joined(pair_forces, forces), joined(pair_strain, strain)
+    def along_bond(functions):
+        return jax.jvp(lambda r: functions(basis, r, z_i, z_j, rolled=True), (r,), (jnp.ones_like(r),))
+
+    pair, pair_slope = (0.5 * part for part in along_bond(pair_functions))  # half: both directions of a pair are listed
+    radial, radial_slope = along_bond(radial_functions)
+    angular, push = jax.linearize(lambda unit: real_harmonics(unit, tables.l_max), unit)
+    across = jnp.eye(3, dtype=dtype)[:, None, None, :] - jnp.moveaxis(unit, -1, 0)[..., None] * unit[None]
+    angular_slope = jax.vmap(push, out_axes=2)(across / r[None, ..., None])
+    a = density(basis, radial, angular, neighbour)
+    n_channels, n_functions = len(a), len(basis._many_body)
+
+    def tangents(i):
+        """Derivatives of the density and of the pair sums of centre i by every neighbour's vector, (K, 3, ...)."""
+        parts = []
+        for degree, count in enumerate(tables.n_of_l):
+            along = radial_slope[i][:, None, :count] * unit[i][:, :, None]
+            part = (
+                along[..., None] * angular[degree][i][:, None, None, :]
+                + radial[i][:, None, :count, None] * angular_slope[degree][i][:, :, None, :]
+            )
+            parts.append(part[:, :, None] * neighbour[i][:, None, :, None, None])
+        along = pair_slope[i][:, None, :] * unit[i][:, :, None]
+        parts.append(along[:, :, None] * in_block[i][:, None, :, None])
+        return jnp.concatenate([part.reshape(capacity, 3, -1) for part in parts], axis=-1)
+
+    def add(i, totals):
+        """What centre i adds: rows 0 ... N - 1 to the atoms' derivatives, the last three to those by the strain."""
+        many, pairs = totals
+        moved, j = tangents(i), index[i]
+        if n_atoms <= capacity:  # a small cell: images of an atom are summed before the product
+            atoms = (number[:, None] == j[None, :]).astype(dtype) - (number == i).astype(dtype)[:, None]
+            moved = jnp.einsum("tk,kac->tac", jnp.concatenate([atoms, d[i].T]), moved, precision=_HIGHEST)
+            places: Any = slice(None)
+        else:
+            places = jnp.concatenate([j, i[None], n_atoms + jnp.arange(3, dtype=j.dtype)])
+            whole = jnp.concatenate([jnp.full((1, capacity), -1, dtype), d[i].T])
+            moved = jnp.concatenate([moved, jnp.einsum("tk,kac->tac", whole, moved, precision=_HIGHEST)])
+        product = jnp.matmul(moved[..., :n_channels], coupled_slope(basis, a[:, i]), precision=_HIGHEST)
+        return many.at[z_i[i], places].add(product), pairs.at[places].add(moved[..., n_channels:])
+
+    start = (
+        jnp.zeros((n_species, n_atoms + 3, 3, n_functions), dtype),
+        jnp.zeros((n_atoms + 3, 3, len(basis.pairs) * basis.max_degree), dtype),
+    )
+    last = jnp.max(jnp.where(z_i >= 0, number + 1, 0))  # atoms padded at the end cost nothing
+    many, pairs = jax.lax.fori_loop(0, last, add, start)
+    slopes = jnp.concatenate([pairs, *many], axis=-1)  # (N + 3, 3, M)
+    sums = jnp.concatenate([jnp.matmul(level, centre, precision=_HIGHEST) for level in monomials(basis, a)])
+    pair = jnp.einsum("nkb,nkp->bp", in_block, pair, precision=_HIGHEST)
+    value = jnp.concatenate([pair.reshape(-1), couple(basis, sums).T.reshape(-1)])
+    return value, slopes[:n_atoms], jnp.swapaxes(slopes[n_atoms:], 0, 1)

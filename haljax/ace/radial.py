@@ -45,13 +45,25 @@ def recursion(n_max: int, p_left: int, p_right: int) -> np.ndarray:
     return np.array(rows)
 
 
-def polynomials(t, n_max: int, p_left: int, p_right: int):
-    """J_1 ... J_n_max at ``t``, (..., n_max); zero outside [-1, 1] when the envelope is there to make it smooth."""
+def polynomials(t, n_max: int, p_left: int, p_right: int, rolled: bool = False):
+    """J_1 ... J_n_max at ``t``, (..., n_max); zero outside [-1, 1] when the envelope is there to make it smooth.
+
+    ``rolled``: as a loop, which compiles many times faster, and runs slower unless ``t`` is large.
+    """
     xp = jnp if isinstance(t, jax.Array) else np
-    a, b, c = recursion(n_max, p_left, p_right).T.tolist()  # plain floats: float32 stays float32
+    table = recursion(n_max, p_left, p_right)
+    a, b, c = table.T.tolist()  # plain floats: float32 stays float32
     inside = (t > -1) & (t < 1) if p_left and p_right else xp.ones_like(t, dtype=bool)
-    first = a[0] * (t + 1) ** p_left * (t - 1) ** p_right
-    values = [xp.where(inside, first, 0.0)]
+    first = xp.where(inside, a[0] * (t + 1) ** p_left * (t - 1) ** p_right, 0.0)
+    if rolled:
+
+        def step(last, row):
+            value = (row[0] * t + row[1]) * last[0] + row[2] * last[1]
+            return (value, last[0]), value
+
+        _, rest = jax.lax.scan(step, (first, jnp.zeros_like(first)), jnp.asarray(table[1:], t.dtype))
+        return jnp.moveaxis(jnp.concatenate([first[None], rest]), 0, -1)
+    values = [first]
     for n in range(1, n_max):
         value = (a[n] * t + b[n]) * values[-1]
         values.append(value + c[n] * values[-2] if n > 1 else value)

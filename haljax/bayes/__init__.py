@@ -6,19 +6,21 @@ from haljax.bayes.calibrate import calibration, coverage
 from haljax.bayes.evidence import Info, ard, brr
 from haljax.bayes.posterior import Posterior, committee, posterior, update, variance
 from haljax.bayes.select import select
-from haljax.bayes.statistics import Statistics, absorb, empty, require_x64
+from haljax.bayes.statistics import Statistics, absorb, accumulate, empty, one_blas_thread, require_x64
 
 __all__ = [
     "Info",
     "Posterior",
     "Statistics",
     "absorb",
+    "accumulate",
     "ard",
     "brr",
     "calibration",
     "committee",
     "coverage",
     "empty",
+    "one_blas_thread",
     "posterior",
     "require_x64",
     "select",

@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
 
-from haljax.bayes.statistics import Statistics, count
+from haljax.bayes.statistics import Statistics, absorb, count, empty
 
 
 class Posterior(NamedTuple):
@@ -51,7 +52,7 @@ def posterior(
     data = jnp.sqrt(noise_precision) * jnp.concatenate([R, stats.z[:, None]], axis=1)
     prior = jnp.concatenate([jnp.diag(jnp.sqrt(prior_precision)), jnp.zeros((M, 1))], axis=1)
     r = jnp.linalg.qr(jnp.concatenate([data, prior]), mode="r")
-    factor = jax.scipy.linalg.solve_triangular(r[:M, :M], jnp.eye(M))
+    factor = solve_triangular(r[:M, :M], jnp.eye(M))
     mean = factor @ r[:M, M]
     # alpha ||Psi c - y||^2 + ||sqrt(prior_precision) c||^2 at the mean
     misfit = r[M, M] ** 2 + noise_precision * stats.rss
@@ -79,23 +80,30 @@ def committee(key: jax.Array, posterior: Posterior, size: int) -> jax.Array:
 def update(posterior: Posterior, rows: jax.Array, targets: jax.Array) -> Posterior:
     """The posterior after k more rows (k, M) and targets (k,), weighted as those of the fit.
 
-    Equal to a refit on all data at the same hyperparameters, in O(k M^2) for k < M. With the thin SVD
-    ``sqrt(alpha) rows @ factor = U S V^T`` the covariance becomes ``F (I + V S^2 V^T)^-1 F^T``, so the factor
-    shrinks by (1 + S^2)^-1/2 along V. The evidence gains the new rows' log predictive density. After `ard`,
-    whose pruned functions the data have not informed, give ``rows * info.active[None, :]``, or the new rows
-    alone revive them.
+    Equal to a refit on all data at the same hyperparameters, in three products of k M^2. With
+    ``G = sqrt(alpha) rows @ factor`` the covariance becomes ``F (I - G^T (I + G G^T)^-1 G) F^T``. From the thin QR
+    ``[I; G^T] = [Q1; Q2] R``, in which G is never squared, its square root is ``F (I - Q2 (R^T + I)^-1 G)``
+    (Andrews, AIAA J. 6, 1165 (1968), doi:10.2514/3.4709) and the mean gains ``F Q2 Q1^T residual``. The evidence
+    gains the new rows' log predictive density. After `ard`, whose pruned functions the data have not informed, give
+    ``rows * info.active[None, :]``, or the new rows alone revive them.
     """
-    alpha = posterior.noise_precision
-    residual = targets - rows @ posterior.mean
-    u, s, vt = jnp.linalg.svd(jnp.sqrt(alpha) * rows @ posterior.factor, full_matrices=False)
-    shrink = 1 / jnp.sqrt(1 + s**2)
-    along = posterior.factor @ vt.T
-    explained = u.T @ residual
-    misfit = jnp.sum((shrink * explained) ** 2) + jnp.sum((residual - u @ explained) ** 2)
-    n = count(jnp.concatenate([rows, targets[:, None]], axis=1))
-    log_density = 0.5 * (n * jnp.log(alpha / (2 * jnp.pi)) - alpha * misfit) + jnp.sum(jnp.log(shrink))
+    alpha, (k, M) = posterior.noise_precision, rows.shape
+    n, rss = count(jnp.concatenate([rows, targets[:, None]], axis=1)), jnp.zeros(())
+    if k > M:  # more rows than coefficients: first as many rows as coefficients that say the same
+        compressed = absorb(empty(M), rows, targets)
+        rows, targets, rss, k = compressed.R, compressed.z, compressed.rss, M
+    residual = jnp.sqrt(alpha) * (targets - rows @ posterior.mean)
+    g = jnp.sqrt(alpha) * rows @ posterior.factor
+    q, r = jnp.linalg.qr(jnp.concatenate([jnp.eye(k), g.T]))
+    sign = jnp.where(jnp.diag(r) < 0, -1.0, 1.0)[None, :]  # else R^T + I may be singular
+    q, r = sign * q, sign.T * r
+    whitened = q[:k].T @ residual
+    along = posterior.factor @ q[k:]
+    shrunk = solve_triangular(r.T + jnp.eye(k), g, lower=True)
+    misfit = jnp.sum(whitened**2) + alpha * rss
+    log_density = 0.5 * (n * jnp.log(alpha / (2 * jnp.pi)) - misfit) - jnp.sum(jnp.log(jnp.diag(r)))
     return posterior._replace(
-        mean=posterior.mean + jnp.sqrt(alpha) * along @ (s * shrink**2 * explained),
-        factor=posterior.factor + (along * (shrink - 1)[None, :]) @ vt,
+        mean=posterior.mean + along @ whitened,
+        factor=posterior.factor - along @ shrunk,
         log_evidence=posterior.log_evidence + log_density,
     )

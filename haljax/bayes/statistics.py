@@ -7,10 +7,17 @@ number, are never formed.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from functools import cache
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+from haljax.structures import bucket
 
 
 class Statistics(NamedTuple):
@@ -65,6 +72,45 @@ def absorb(stats: Statistics, rows: jax.Array, targets: jax.Array) -> Statistics
     return Statistics(R=r[:-1, :-1], z=r[:-1, -1], rss=r[-1, -1] ** 2, n=stats.n + count(block))
 
 
+def accumulate(stats: Statistics, blocks: Iterable[tuple[np.ndarray, np.ndarray]], n_rows: int) -> Statistics:
+    """Statistics after a stream of blocks of weighted rows (n, M) and targets (n,); on the host, not inside jit.
+
+    The rows are absorbed in parts of one size, so that one program is compiled and memory does not grow with the
+    data. ``n_rows`` is their number or a bound on it.
+    """
+    M = len(stats.z)
+    parts = -(-n_rows // max(1024, 2 * M))
+    size = bucket(-(-n_rows // max(parts, 1)))
+    rows, targets, filled = np.zeros((size, M)), np.zeros(size), 0
+    with one_blas_thread():
+        for block, values in blocks:
+            while len(values):
+                taken = min(size - filled, len(values))
+                rows[filled : filled + taken], targets[filled : filled + taken] = block[:taken], values[:taken]
+                block, values, filled = block[taken:], values[taken:], filled + taken
+                if filled == size:  # new arrays, since jax may still be reading these
+                    stats = _absorb(stats, rows, targets)
+                    rows, targets, filled = np.zeros((size, M)), np.zeros(size), 0
+        if filled:  # rows of zeros say nothing
+            stats = _absorb(stats, rows, targets)
+        return jax.block_until_ready(stats)
+
+
+def one_blas_thread() -> AbstractContextManager:
+    """BLAS alone on one thread: beside XLA's own threads more of them only get in each other's way."""
+    return _blas().limit(limits=1, user_api="blas")
+
+
+@cache
+def _blas() -> ThreadpoolController:
+    import scipy.linalg.cython_lapack  # noqa: F401  so that the library to be limited is there
+
+    return ThreadpoolController()
+
+
 def count(block: jax.Array) -> jax.Array:
     """The number of rows of a block (n, M + 1) that are not zero throughout."""
     return jnp.sum(jnp.any(block != 0, axis=1))
+
+
+_absorb = jax.jit(absorb)

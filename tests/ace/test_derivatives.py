@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from .environments import BASES, K, N, Structure, core, forces, from_ase, random_atoms, rows, sizes, values
+from .environments import BASES, K, N, Structure, cluster, core, forces, from_ase, random_atoms, rows, sizes, values
 
 every_basis = pytest.mark.parametrize("basis", BASES.values(), ids=BASES)
 # Fourth-order stencil: its error h^4 f^(5) / 30 is about 1e-10 of the slope for lengths of 0.3 Å, in which these
@@ -73,6 +73,15 @@ def test_gradients_equal_finite_differences(basis, pbc, rng):
     np.testing.assert_allclose(reverse_strain, strain @ c, rtol=0, atol=1e-11 * largest)
     np.testing.assert_allclose(reverse_strain, virial @ c, rtol=0, atol=RTOL * largest)
     assert np.all(np.isfinite(reverse)) and np.all(reverse[~real] == 0)
+
+
+@pytest.mark.parametrize("name", ["Si-o1-d6", "AlCu-o3-d6", "CHO-o2-d6"])
+def test_more_atoms_than_neighbours(name, rng):
+    """Then every neighbour's rows are added to its atom; in a small cell images of an atom are summed first."""
+    structure = cluster(rng, BASES[name], 6, 2.5)
+    short = structure._replace(index=structure.index[:, :6], shift=structure.shift[:, :6], z_j=structure.z_j[:, :6])
+    for wide, narrow in zip(rows(BASES[name])(*structure), rows(BASES[name])(*short), strict=True):
+        np.testing.assert_allclose(narrow, wide, rtol=0, atol=1e-12 * np.max(np.abs(wide)))
 
 
 @pytest.mark.parametrize("name", ["Si-o2-d8", "AlCu-o2-d6", "CHO-o2-d6"])
