@@ -14,7 +14,7 @@ import numpy as np
 from haljax.ace import ACEBasis
 from haljax.bayes import calibration, coverage
 from haljax.model import Model
-from haljax.potentials import Evaluation, evaluate_system, parameters_of
+from haljax.potentials import VOIGT, Parameters, energy_and_sigma, parameters_of
 from haljax.structures import Neighbours, System, labels
 from haljax.structures.system import structure_name
 from haljax.training import design_rows, examples
@@ -111,12 +111,42 @@ def _errors(members: Sequence[Prediction]) -> dict[str, float]:
     return row
 
 
-_evaluate = jax.jit(evaluate_system, static_argnums=0)
+class Evaluation(NamedTuple):
+    """Energy and its first derivatives of one system.
+
+    Attributes
+    ----------
+    energy, sigma : () eV; sigma is the posterior standard deviation of the energy, not calibrated.
+    forces : (N, 3) eV/Å.
+    virial : (6,) eV, Voigt xx, yy, zz, yz, xz, xy; -dE/d(strain).
+    """
+
+    energy: np.ndarray
+    sigma: np.ndarray
+    forces: np.ndarray
+    virial: np.ndarray
+
+
+@partial(jax.jit, static_argnums=0)
+def _evaluate(
+    basis: ACEBasis, params: Parameters, system: System, neighbours: Neighbours
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Energy, sigma, and the gradients of the energy in positions (N, 3) and strain (3, 3)."""
+
+    def energy(positions: jax.Array, strain: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return energy_and_sigma(basis, params, system._replace(positions=positions), neighbours, strain)
+
+    (value, sigma), (gradient, tension) = jax.value_and_grad(energy, argnums=(0, 1), has_aux=True)(
+        system.positions, jnp.zeros((3, 3), system.positions.dtype)
+    )
+    return value, sigma, gradient, tension
 
 
 def evaluate_one(model: Model, system: System, neighbours: Neighbours) -> Evaluation:
-    """All first derivatives of one system, in numpy."""
-    return Evaluation(*map(np.asarray, _evaluate(model.basis, parameters_of(model), system, neighbours)))
+    """Energy, sigma, forces and virial of one system, in numpy."""
+    found = _evaluate(model.basis, parameters_of(model), system, neighbours)
+    energy, sigma, gradient, tension = map(np.asarray, found)
+    return Evaluation(energy, sigma, -gradient, -((tension + tension.T) / 2)[VOIGT])
 
 
 def predict(model: Model, structures: Sequence[Atoms]) -> list[Prediction]:

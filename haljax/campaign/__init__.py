@@ -5,10 +5,10 @@ Knows neither atoms nor lattices: payloads, labels and configs are plain JSON-ab
 
 from __future__ import annotations
 
-from haljax.campaign.directory import CampaignExists, CampaignMismatch, open_campaign
+from haljax.campaign.directory import CampaignExists, CampaignMismatch, clear_disk_errors, open_campaign
 from haljax.campaign.journal import Journal, JournalError, read_journal, write_atomic
 from haljax.campaign.oracle import Oracle, OracleError, Outcome
-from haljax.campaign.stopping import Limits, Progress, why_stop
+from haljax.campaign.stopping import Limits, Progress, timed, why_stop
 
 __all__ = [
     "CampaignExists",
@@ -20,8 +20,10 @@ __all__ = [
     "OracleError",
     "Outcome",
     "Progress",
+    "clear_disk_errors",
     "open_campaign",
     "read_journal",
+    "timed",
     "why_stop",
     "write_atomic",
 ]

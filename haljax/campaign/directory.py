@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import os
 import platform
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -97,6 +99,19 @@ def open_campaign(
     except BaseException:
         journal.close()
         raise
+
+
+@contextmanager
+def clear_disk_errors(directory: Path) -> Iterator[None]:
+    """Raise a full or read-only disk as a JournalError that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
+            raise
+        raise JournalError(
+            f"{directory} cannot be written ({error.strerror}); no label is lost: free space and resume"
+        ) from error
 
 
 def _compare(directory: Path, first: Mapping[str, Any], config: Mapping[str, Any], may_change: Collection[str]) -> None:

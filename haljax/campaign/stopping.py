@@ -1,8 +1,10 @@
-"""When a campaign has done enough."""
+"""When a campaign has done enough, and where its time went."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
@@ -62,3 +64,11 @@ def why_stop(limits: Limits, progress: Progress) -> str | None:
     if limits.max_wall_s is not None and progress.wall_s >= limits.max_wall_s:
         return f"{progress.wall_s:.0f} s of wall time used (max_wall_s = {limits.max_wall_s:g})"
     return None
+
+
+@contextmanager
+def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Add the wall time spent within to ``seconds[stage]``."""
+    start = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start

@@ -15,11 +15,11 @@ import numpy as np
 from haljax.ace import ACEBasis
 from haljax.bayes import committee
 from haljax.config import Dynamics, per_replica
-from haljax.hal.trajectory import Conditions, HALParameters, Observation, Protocol, Run, run
+from haljax.hal.trajectory import Conditions, HALParameters, Observation, Protocol, Run, room, run
 from haljax.md import Guards, Status
 from haljax.model import Model
 from haljax.potentials import parameters_of
-from haljax.structures import bucket, from_atoms, neighbour_list, stack, to_atoms
+from haljax.structures import System, bucket, from_atoms, stack, to_atoms
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -38,12 +38,15 @@ class Explored(NamedTuple):
     candidates : structures worth a look, with ``info["origin"]``; a replica that was never safe brings none.
     replicas : one summary a replica.
     seen : Observation with leaves (checks, replicas), padded after a replica's end.
+    tolerance, timestep_fs : (replicas,), what each ran under.
     score : the largest criterion met, None where none was finite.
     """
 
     candidates: list[Atoms]
     replicas: list[dict[str, Any]]
     seen: Observation
+    tolerance: np.ndarray
+    timestep_fs: np.ndarray
     score: float | None
 
 
@@ -122,20 +125,18 @@ def explore(
         except BaseException:  # Ctrl-C, say: no batch goes on beyond its present block
             interrupted.set()
             raise
-    return _gathered(basis.elements, starts, batches, runs)
+    return _gathered(basis.elements, starts, conditions, batches, runs)
 
 
 def room_for(basis: ACEBasis, skin: float, structures: Sequence[Atoms]) -> dict[int, int]:
-    """Neighbours an atom to begin with, by padded size: what these structures have, and a quarter more.
+    """Neighbours an atom to begin with, by padded size: `room` for these structures.
 
     The same in every round, whatever the last one needed, so that a resumed campaign rounds as the first would have.
     """
-    most: dict[int, int] = {}
+    by_size: dict[int, list[System]] = {}
     for atoms in structures:
-        found = neighbour_list(from_atoms(atoms, basis.elements), basis.cutoff + skin)
-        size = bucket(len(atoms))
-        most[size] = max(most.get(size, 0), int((found.index >= 0).sum(axis=1).max()))
-    return {size: bucket(int(1.25 * count)) for size, count in most.items()}
+        by_size.setdefault(bucket(len(atoms)), []).append(from_atoms(atoms, basis.elements))
+    return {size: room(systems, basis.cutoff + skin) for size, systems in by_size.items()}
 
 
 def _width(n_replicas: int) -> int:
@@ -179,8 +180,14 @@ def _conditions(dynamics: Dynamics, atoms: Atoms, i: int) -> Conditions:
 
 
 def _gathered(
-    elements: Sequence[str], starts: Sequence[Atoms], batches: Sequence[tuple[int, list[int]]], runs: Sequence[Run]
+    elements: Sequence[str],
+    starts: Sequence[Atoms],
+    conditions: Sequence[Conditions],
+    batches: Sequence[tuple[int, list[int]]],
+    runs: Sequence[Run],
 ) -> Explored:
+    from ase.units import fs
+
     n, checks = len(starts), max(len(result.seen.step) for result in runs)
     seen = Observation(
         *(
@@ -212,7 +219,14 @@ def _gathered(
                 candidates[i] = atoms
     finite = seen.criterion[np.isfinite(seen.criterion)]
     score = float(finite.max()) if finite.size else None
-    return Explored([candidates[i] for i in sorted(candidates)], replicas, seen, score)
+    return Explored(
+        [candidates[i] for i in sorted(candidates)],
+        replicas,
+        seen,
+        np.array([float(c.tolerance) for c in conditions]),
+        np.array([float(c.dt) for c in conditions]) / fs,
+        score,
+    )
 
 
 def _finite(value: Any) -> float | None:

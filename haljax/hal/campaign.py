@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import io
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,21 +15,22 @@ import numpy as np
 from haljax.bayes import require_x64
 from haljax.campaign import (
     Journal,
-    JournalError,
     Limits,
     Oracle,
     Outcome,
     Progress,
+    clear_disk_errors,
     open_campaign,
+    timed,
     why_stop,
     write_atomic,
 )
-from haljax.config import MAY_CHANGE, HALConfig, load_config
+from haljax.config import MAY_CHANGE, HALConfig
 from haljax.evaluation import Calibration, ErrorTable, calibrate, evaluate
 from haljax.hal.acquisition import Explored, explore, room_for
 from haljax.hal.reference import Reference, decode, encode
 from haljax.model import Model
-from haljax.structures import from_atoms, labels
+from haljax.structures import from_atoms, labels, read_structures
 from haljax.training import fit, refit, select
 
 if TYPE_CHECKING:
@@ -82,11 +81,12 @@ class HAL:
         resume: bool = False,
         progress: Callable[[dict[str, Any]], Any] | None = None,
     ) -> None:
-        self.config = config if isinstance(config, HALConfig) else load_config(config, calculator is not None)
+        given = calculator is not None
+        self.config = config if isinstance(config, HALConfig) else HALConfig.load(config, calculator_given=given)
         self._executor, self._resume = executor, resume
         self._progress = progress or (lambda event: None)
         reference = self.config.reference
-        self._reference = Reference(calculator if calculator is not None else reference.calculator, reference.arguments)
+        self._reference = Reference(calculator if given else reference.calculator, reference.arguments)
 
     def plan(self) -> str:
         """What would run, in words; checks everything that can be checked without labelling."""
@@ -137,12 +137,12 @@ class HAL:
 
         with (
             open_campaign(directory, c.as_json(), resume=self._resume, may_change=MAY_CHANGE) as journal,
-            _clear_disk_errors(directory),
+            clear_disk_errors(directory),
         ):
             return _Campaign(c, directory, journal, oracle, starts, self._progress).run(Limits(**stop))
 
     def _starts(self) -> list[Atoms]:
-        return _read(self.config.start.structures)
+        return read_structures(self.config.start.structures)
 
 
 class _Campaign:
@@ -185,10 +185,10 @@ class _Campaign:
     def run(self, limits: Limits) -> Result:
         started = time.perf_counter() - sum(sum(r["seconds"].values()) for r in self.rounds)
         seconds: dict[str, float] = {}
-        with _timed(seconds, "label"):
+        with timed(seconds, "label"):
             self._label_before_the_first_fit()
         self.test = self._with_role("test")
-        with _timed(seconds, "fit"):
+        with timed(seconds, "fit"):
             model = self._first_model()
         if not self.rounds:
             self._finish_iteration(0, model, seconds)
@@ -202,14 +202,14 @@ class _Campaign:
     def _iterate(self, model: Model, iteration: int, oracle: Oracle) -> Model:
         seconds: dict[str, float] = {}
         if iteration not in self.requests:  # else it was interrupted after the dynamics
-            with _timed(seconds, "dynamics"):
+            with timed(seconds, "dynamics"):
                 explored = self._explore(model, iteration)
-            with _timed(seconds, "select"):
+            with timed(seconds, "select"):
                 self._request(model, iteration, explored)
-        with _timed(seconds, "label"):
+        with timed(seconds, "label"):
             jobs = self.requests[iteration]["jobs"]
             self._label({id: job for id, job in jobs.items() if id not in self.labelled}, iteration, oracle)
-        with _timed(seconds, "fit"):
+        with timed(seconds, "fit"):
             model = self._learn(model, iteration)
         self._finish_iteration(iteration, model, seconds)
         return model
@@ -281,7 +281,7 @@ class _Campaign:
         key = jax.random.fold_in(self.key, iteration)
         explored = explore(model, dynamics, starts, key, self.room, on_progress)
         buffer = io.BytesIO()
-        np.savez(buffer, timestep_fs=dynamics.timestep_fs, **explored.seen._asdict())
+        np.savez(buffer, tolerance=explored.tolerance, timestep_fs=explored.timestep_fs, **explored.seen._asdict())
         write_atomic(self._folder(iteration) / "trajectory.npz", buffer.getvalue())
         return explored
 
@@ -322,7 +322,7 @@ class _Campaign:
         for i, atoms in enumerate(self.starts):
             jobs[f"start-{i}"] = ("train", "start", atoms)
         if c.test is not None and c.test.structures is not None:
-            for i, atoms in enumerate(_read(c.test.structures)):
+            for i, atoms in enumerate(read_structures(c.test.structures)):
                 jobs[f"test-{i}"] = ("test", "test", atoms)
         unknown = {}
         for id, (role, source, atoms) in jobs.items():
@@ -427,9 +427,9 @@ class _Campaign:
         return failures[-1] if failures else "none was recorded"
 
     def _finish_iteration(self, iteration: int, model: Model, seconds: dict[str, float]) -> None:
-        from haljax.report import trajectory_picture
+        from haljax.report.hal import trajectory_picture
 
-        with _timed(seconds, "evaluate"):
+        with timed(seconds, "evaluate"):
             self.progress({"stage": "evaluate"})
             errors = evaluate(model, self.test).rows if self.test else {}
             folder = self._folder(iteration)
@@ -438,7 +438,7 @@ class _Campaign:
             if (folder / "trajectory.npz").exists():
                 picture = self.directory / "pictures" / f"trajectory_{iteration:04d}.png"
                 picture.parent.mkdir(exist_ok=True)
-                trajectory_picture(folder / "trajectory.npz", picture, self.config.dynamics.tolerance)
+                trajectory_picture(folder / "trajectory.npz", picture)
         request = self.requests.get(iteration, {"score": None, "replicas": []})
         record = {
             "type": "iteration",
@@ -457,19 +457,6 @@ class _Campaign:
         self.progress(record | {"stage": "iteration"})
 
 
-def _read(path: Path) -> list[Atoms]:
-    """All structures of a file."""
-    from ase.io import read
-
-    try:
-        structures = list(read(path, ":"))
-    except Exception as error:  # ASE's readers raise what they like
-        raise ValueError(f"{path} cannot be read as structures ({type(error).__name__}: {error})") from error
-    if not structures:
-        raise ValueError(f"{path} holds no structures")
-    return structures
-
-
 def _unlabelled(atoms: Atoms) -> bool:
     results = getattr(atoms.calc, "results", {})
     return not ({"energy", "forces"} <= set(results) or ("energy" in atoms.info and "forces" in atoms.arrays))
@@ -482,22 +469,3 @@ def _without_nan(values: Any) -> Any:
     if isinstance(values, tuple):
         return [_without_nan(v) for v in values]
     return values if np.isfinite(values) else None
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    start = time.perf_counter()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - start
-
-
-@contextmanager
-def _clear_disk_errors(directory: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS):
-            raise
-        raise JournalError(
-            f"{directory} cannot be written ({error.strerror}); no label is lost: free space and resume"
-        ) from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -364,9 +364,12 @@ def run(
     capacity : neighbours an atom to start with; grows.
     on_block : called with the observations of every finished block.
     """
+    if np.all(idle):
+        raise ValueError("every replica of the batch is idle: there is nothing to run")
     reach = basis.cutoff + protocol.skin
     stencil = _stencil(systems, reach)
-    capacity = max(capacity, _capacity(systems, reach))
+    singles = (System(*(np.asarray(leaf)[i] for leaf in systems)) for i in range(len(idle)))
+    capacity = max(capacity, room(singles, reach))
     state = _begin(basis, params, systems, masses, conditions.kT[:, 0], keys, protocol.skin, capacity, stencil)
     state = state._replace(status=jnp.where(jnp.asarray(idle), Status.FINISHED, state.status).astype(jnp.int32))
     observations: list[Observation] = []
@@ -415,10 +418,9 @@ def _with_room(
     return state._replace(lists=lists, shortage=jnp.zeros_like(state.shortage))
 
 
-def _capacity(systems: System, reach: float) -> int:
-    """Slots for the neighbours at the start, and some more."""
-    singles = (System(*(np.asarray(leaf)[i] for leaf in systems)) for i in range(len(systems.pbc)))
-    most = max(int((neighbour_list(system, reach).index >= 0).sum(axis=1).max()) for system in singles)
+def room(systems: Iterable[System], reach: float) -> int:
+    """Slots for the neighbours within ``reach`` (Å) of any atom of single systems, and a quarter more."""
+    most = max(int((neighbour_list(system, reach).index >= 0).sum(axis=1).max()) for system in systems)
     return bucket(int(1.25 * most))
 
 

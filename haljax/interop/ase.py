@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from ase import Atoms
 from ase.calculators.calculator import Calculator as ASECalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 
 from haljax.evaluation import evaluate_one, force_std_one
 from haljax.model import Model
-from haljax.structures import bucket, from_atoms, neighbour_list
+from haljax.structures import Neighbours, System, from_atoms, neighbour_list
+
+SKIN = 0.5  # Å by which neighbour lists reach beyond the cutoff, so that they serve for many steps
 
 
 class Calculator(ASECalculator):
@@ -27,6 +32,7 @@ class Calculator(ASECalculator):
     def __init__(self, model: Model, **kwargs) -> None:
         super().__init__(**kwargs)
         self.model = model
+        self._made: tuple[Atoms, System, Neighbours] | None = None  # the last list, and what it was made for
         self._capacity = 0  # grows and stays, so that a trajectory compiles once
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
@@ -35,10 +41,7 @@ class Calculator(ASECalculator):
         model, n = self.model, len(self.atoms)
         if "stress" in properties and not self.atoms.pbc.all():
             raise PropertyNotImplementedError("stress needs a cell that is periodic along all three axes")
-        system = from_atoms(self.atoms, model.basis.elements)
-        found = neighbour_list(system, model.basis.cutoff)
-        self._capacity = max(self._capacity, bucket(found.index.shape[1]))
-        found = found.padded(len(system.species), self._capacity)
+        system, found = self._arrays(self.atoms)
         result = evaluate_one(model, system, found)
         if not np.isfinite(result.energy) or not np.isfinite(result.forces).all():
             raise ValueError("the model's energy or forces are not finite for these positions")
@@ -52,3 +55,30 @@ class Calculator(ASECalculator):
             self.results["stress"] = -result.virial / self.atoms.get_volume()
         if "forces_std" in properties:
             self.results["forces_std"] = force_std_one(model, system, found)[:n]
+
+    def _arrays(self, atoms: Atoms) -> tuple[System, Neighbours]:
+        """The atoms as arrays, with the list made last while it is complete, else with a new one.
+
+        A pair that the list lacks was cutoff + SKIN apart or more: it is not within the cutoff while the cell is the
+        same and no atom has moved half of SKIN (one that was wrapped has).
+        """
+        if self._made is not None and _moved(self._made[0], atoms) < SKIN / 2:
+            _, system, found = self._made
+            positions = np.zeros_like(system.positions)
+            positions[: len(atoms)] = atoms.positions
+            return system._replace(positions=positions), found
+        self._made = None  # lest anything be left if the atoms are refused
+        system = from_atoms(atoms, self.model.basis.elements)
+        found = neighbour_list(system, self.model.basis.cutoff + SKIN)
+        self._capacity = max(self._capacity, found.index.shape[1])
+        found = jax.tree.map(jnp.asarray, found.padded(len(system.species), self._capacity))
+        self._made = atoms, system, found
+        return system, found
+
+
+def _moved(before: Atoms, now: Atoms) -> float:
+    """How far any atom is from where it was, Å; infinite where elements, cell or periodicity are others."""
+    for a, b in (before.numbers, now.numbers), (before.pbc, now.pbc), (before.cell.array, now.cell.array):
+        if not np.array_equal(a, b):
+            return np.inf
+    return np.linalg.norm(now.positions - before.positions, axis=1).max()

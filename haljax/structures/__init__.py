@@ -7,7 +7,6 @@ from haljax.structures.neighbours import (
     Neighbours,
     NeighbourState,
     build,
-    min_distance,
     must_rebuild,
     neighbour_list,
     neighbour_state,
@@ -15,7 +14,7 @@ from haljax.structures.neighbours import (
     required_stencil,
     vectors,
 )
-from haljax.structures.system import System, bucket, from_atoms, stack, to_atoms
+from haljax.structures.system import System, bucket, from_atoms, read_structures, stack, to_atoms
 
 __all__ = [
     "Labels",
@@ -26,10 +25,10 @@ __all__ = [
     "build",
     "from_atoms",
     "labels",
-    "min_distance",
     "must_rebuild",
     "neighbour_list",
     "neighbour_state",
+    "read_structures",
     "refresh",
     "required_stencil",
     "stack",

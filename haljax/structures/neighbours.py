@@ -237,8 +237,3 @@ def vectors(system: System, neighbours: Neighbours, far: float, strain: Array | 
     parked = jnp.array([far, 0, 0], dtype=positions.dtype)
     species = jnp.where(full, jnp.asarray(system.species)[j], -1)
     return jnp.where(full[:, :, None], d, parked[None, None, :]), species
-
-
-def min_distance(d: Array) -> Array:
-    """The shortest of the vectors (N, K, 3) from `vectors`, () Å; `far` where there is no neighbour."""
-    return jnp.sqrt(jnp.min(jnp.sum(d**2, axis=-1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -48,6 +49,26 @@ def bucket(n: int, step: int = 8) -> int:
 def structure_name(atoms: Atoms, index: int | None = None) -> str:
     """How errors call a structure: "structure 7 (Al4Cu4)"."""
     return f"structure {'' if index is None else f'{index} '}({atoms.get_chemical_formula() or 'empty'})"
+
+
+def read_structures(path: Path) -> list[Atoms]:
+    """All structures of a file, of any format that ASE reads.
+
+    Raises
+    ------
+    ValueError : no such file, one that cannot be read, or one that holds nothing.
+    """
+    from ase.io import read
+
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}")
+    try:
+        structures = list(read(path, ":"))
+    except Exception as error:  # ASE's readers raise what they like
+        raise ValueError(f"{path} cannot be read as structures ({type(error).__name__}: {error})") from error
+    if not structures:
+        raise ValueError(f"{path} holds no structures")
+    return structures
 
 
 def from_atoms(atoms: Atoms, elements: Sequence[str], size: int | None = None, index: int | None = None) -> System:

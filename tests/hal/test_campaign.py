@@ -72,9 +72,16 @@ def comparable(folder):
     return labels, rounds
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """Spares campaigns whose pictures and report nobody looks at the drawing of them."""
+    monkeypatch.setattr("haljax.report.hal.trajectory_picture", lambda *arguments: None)
+    monkeypatch.setattr("haljax.report.write_report", lambda directory: None)
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """One undisturbed campaign."""
+    """One undisturbed campaign, with everything that it draws."""
     folder = tmp_path_factory.mktemp("whole")
     test = {"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}}
     result = hx.HAL(config(folder, test=test)).run()
@@ -128,7 +135,7 @@ def test_the_final_model_has_learned_every_training_label_in_one(whole):
     "when",
     ["select", "label", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("fit", "evaluate", "report"))],
 )
-def test_interrupted_at_every_stage_and_resumed_it_comes_to_the_same_result(whole, tmp_path, when):
+def test_interrupted_at_every_stage_and_resumed_it_comes_to_the_same_result(whole, tmp_path, when, no_pictures):
     """Ctrl-C each time a stage is met for the n-th time, over and over, until it is done."""
     reference, _ = whole
     test = {"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}}
@@ -187,7 +194,7 @@ def test_killed_at_random_instants_it_loses_nothing(whole, tmp_path):
     assert comparable(tmp_path) == comparable(reference)
 
 
-def test_a_finished_run_is_not_overwritten_but_extended(whole, tmp_path):
+def test_a_finished_run_is_not_overwritten_but_extended(whole, tmp_path, no_pictures):
     folder, _ = whole
     with pytest.raises(CampaignExists, match="--resume"):
         hx.HAL(
@@ -215,7 +222,7 @@ def test_a_finished_run_is_not_overwritten_but_extended(whole, tmp_path):
         ("Shapeless", "forces of shape", {}),
     ],
 )
-def test_labels_that_fail_are_recorded_and_the_campaign_goes_on(tmp_path, calculator, error, options):
+def test_labels_that_fail_are_recorded_and_the_campaign_goes_on(tmp_path, calculator, error, options, no_pictures):
     setup = config(tmp_path, f"tests.hal.references.{calculator}", reference=options, stop={"max_iterations": 1})
     setup["reference"]["calculator"] = f"tests.hal.references.{calculator}"
     if calculator == "Shapeless":
@@ -245,7 +252,7 @@ def test_no_replica_stays_safe(tmp_path):
         hx.HAL(setup).run()
 
 
-def test_labelled_starts_are_not_labelled_again(tmp_path):
+def test_labelled_starts_are_not_labelled_again(tmp_path, no_pictures):
     starts = []
     for atoms in cells():
         atoms.calc = EMT()
@@ -256,7 +263,7 @@ def test_labelled_starts_are_not_labelled_again(tmp_path):
     assert first["energy"] == pytest.approx(starts[0].get_potential_energy(), abs=1e-7)  # extxyz keeps 8 decimals
 
 
-def test_molecules_isolated_atoms_and_threads(tmp_path):
+def test_molecules_isolated_atoms_and_threads(tmp_path, no_pictures):
     """Non-periodic, no stress, E0 from isolated atoms, a calculator object and an executor of the user's."""
     rng = np.random.default_rng(0)
     starts = []
@@ -269,7 +276,7 @@ def test_molecules_isolated_atoms_and_threads(tmp_path):
         starts=starts,
         basis={"elements": ["C", "H", "O"], "max_degree": 3},
         fit={"e0": "isolated"},
-        dynamics={"pressure_GPa": None, "swap_interval": 0, "timestep_fs": 0.5},
+        dynamics={"pressure_GPa": None, "swap_interval": 0, "timestep_fs": 0.5, "replicas_per_batch": 3},
         stop={"max_iterations": 1},
     )
     del setup["reference"]["calculator"]
@@ -279,14 +286,18 @@ def test_molecules_isolated_atoms_and_threads(tmp_path):
     assert dict(zip(("isolated-C", "isolated-H", "isolated-O"), result.model.e0, strict=True)) == isolated
 
 
-def test_overrides_of_one_structure(tmp_path):
+def test_overrides_of_one_structure(tmp_path, no_pictures):
     starts = cells(1) * 2
     starts[1] = starts[1].copy()
     starts[1].info["hal_n_steps"] = 10
+    starts[1].info |= {"hal_tolerance": 50.0, "hal_timestep_fs": 0.5}
     setup = config(tmp_path, starts=starts, dynamics={"replicas": 2, "tolerance": 100.0}, stop={"max_iterations": 1})
     hx.HAL(setup).run()
     (request,) = records(tmp_path, "request")
     assert [replica["step"] for replica in request["replicas"]] == [40, 10]
+    with np.load(tmp_path / "run" / "iterations" / "0001" / "trajectory.npz") as data:
+        np.testing.assert_array_equal(data["tolerance"], [100.0, 50.0])
+        np.testing.assert_allclose(data["timestep_fs"], [2.0, 0.5], rtol=1e-14)
 
 
 def test_plan_says_what_would_run_and_runs_nothing(tmp_path):
@@ -325,7 +336,7 @@ def test_unreadable_start_and_calculator(tmp_path):
         hx.HAL(setup)
 
 
-def test_a_full_disk_says_so_and_loses_nothing(tmp_path, monkeypatch):
+def test_a_full_disk_says_so_and_loses_nothing(tmp_path, no_pictures):
     """Models cannot be written any more in the second round; the run ends, resumes and completes."""
     import errno
 
@@ -338,11 +349,11 @@ def test_a_full_disk_says_so_and_loses_nothing(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
         save(self, path)
 
-    monkeypatch.setattr(hx.Model, "save", full)
-    with pytest.raises(JournalError, match="No space left on device.*no label is lost"):
-        hx.HAL(setup).run()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(hx.Model, "save", full)
+        with pytest.raises(JournalError, match="No space left on device.*no label is lost"):
+            hx.HAL(setup).run()
     labels = {r["id"] for r in records(tmp_path, "label")}
-    monkeypatch.undo()
     hx.HAL(setup, resume=True).run()
     assert labels <= {r["id"] for r in records(tmp_path, "label")}
     assert [r["iteration"] for r in records(tmp_path, "iteration")] == [0, 1, 2]

@@ -11,6 +11,7 @@ from ase import units
 from ase.build import bulk
 
 from haljax.bayes import committee
+from haljax.hal import trajectory
 from haljax.hal.controller import criterion, mean_norm, relative_force_error
 from haljax.hal.trajectory import BLOCK, Conditions, HALParameters, Protocol, _begin, _block, run
 from haljax.md import Guards, Status, hamiltonian
@@ -21,6 +22,7 @@ PLAIN = Protocol(check_interval=10, cell_interval=0, swap_interval=0, fixed_shap
 MOVES = PLAIN._replace(cell_interval=10, swap_interval=20, softmax=True)
 MASSES = jnp.array([26.98, 63.55])
 WIDTH, CAPACITY = 4, 48
+DENSE = 64  # neighbours an atom under pressure; one for all, to compile once
 
 
 def conditions(width=WIDTH, **changed):
@@ -308,9 +310,44 @@ def test_too_small_a_list_is_mended(go, small_model):
     np.testing.assert_array_equal(tight.seen.step, roomy.seen.step)
 
 
+def test_too_few_images_are_mended(go, small_model, monkeypatch):
+    """Pressure thins a cell, just above half a reach per image at first, so that it needs one image more."""
+    used, with_room = [], trajectory._with_room
+
+    def spy(basis, state, skin, capacity, stencil):
+        used.append(stencil)
+        return with_room(basis, state, skin, capacity, stencil)
+
+    monkeypatch.setattr(trajectory, "_with_room", spy)
+    reach = small_model.basis.cutoff + PLAIN.skin
+    height = 1.001 * reach / 1.5 / 0.95
+    atoms = bulk("Al", a=3.9, cubic=True) * (2, 2, 1)
+    atoms.symbols[::3] = "Cu"
+    width = 2 * np.sqrt(3.9**3 / height)
+    atoms.set_cell([width, width, height], scale_atoms=True)
+    atoms.rattle(0.05, seed=1)
+    squeezed = {
+        "systems": stack([from_atoms(atoms, small_model.basis.elements)] * WIDTH), "protocol": MOVES, "n_steps": 100,
+        "pressure": 80 * units.GPa, "cell_step": 0.04, "max_pressure": 1e3, "max_force": 1e3, "capacity": DENSE,
+    }  # fmt: skip
+    mended = go(**squeezed)
+    assert used == [(2, 2, 2)]
+    monkeypatch.setattr(trajectory, "_stencil", lambda systems, reach: (2, 2, 2))
+    roomy = go(**squeezed)
+    assert used == [(2, 2, 2)]
+    np.testing.assert_array_equal(mended.status, Status.FINISHED)
+    for i in range(WIDTH):
+        assert_same(mended, i, roomy, i)
+
+
+def test_a_batch_in_which_all_are_idle_is_refused(go):
+    with pytest.raises(ValueError, match="every replica of the batch is idle"):
+        go(idle=range(WIDTH))
+
+
 def test_cell_and_swap_moves(go, systems, look):
     pressure = np.array([[0.0, 0.0], [0.0, 40.0], [np.nan, np.nan], [0.0, -5.0]]) * units.GPa
-    r = go(protocol=MOVES, pressure=pressure, n_steps=200, kT=900 * units.kB)
+    r = go(protocol=MOVES, pressure=pressure, n_steps=200, kT=900 * units.kB, capacity=DENSE)
     assert np.all(np.isin(r.status, (Status.FINISHED,)))
     tried = r.seen.cell_moves >= 0
     np.testing.assert_array_equal(tried, np.broadcast_to([True, True, False, True], tried.shape))

@@ -10,6 +10,7 @@ from ase.md.verlet import VelocityVerlet
 
 import haljax as hx
 from haljax.evaluation import _evaluate, _force_std
+from haljax.structures import neighbour_list
 from haljax.training import descriptors
 
 H = 1e-4  # Å: errors of central differences are then some H^2 and 1e-16 eV / H, both below 1e-7
@@ -159,6 +160,65 @@ def test_neighbour_capacity_grows(atoms, tiny_model):
     atoms.set_cell(1.4 * atoms.cell.array, scale_atoms=True)
     atoms.get_potential_energy()
     assert atoms.calc._capacity == grown
+
+
+@pytest.fixture
+def lists(monkeypatch):
+    """The neighbour lists that calculators make, as they make them."""
+    made = []
+
+    def spy(*arguments):
+        made.append(neighbour_list(*arguments))
+        return made[-1]
+
+    monkeypatch.setattr("haljax.interop.ase.neighbour_list", spy)
+    return made
+
+
+def assert_as_with_a_fresh_list(atoms, model):
+    fresh = atoms.copy()
+    fresh.calc = hx.Calculator(model)
+    np.testing.assert_allclose(atoms.get_potential_energy(), fresh.get_potential_energy(), rtol=1e-12)
+    for name in ("forces", "energy_std", *(["stress"] if atoms.pbc.all() else [])):
+        ours, theirs = (a.calc.get_property(name, a) for a in (atoms, fresh))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+def test_a_list_is_reused_with_the_results_of_a_fresh_one(alloy, tiny_model, lists):
+    """A walk of 50 steps that takes every atom many times the skin, out of the cell."""
+    atoms, rng, made = alloy(100, (1, 1, 1)), np.random.default_rng(1), 0
+    atoms.calc, drift = hx.Calculator(tiny_model), np.array([0.05, 0.02, 0])
+    for _ in range(50):
+        atoms.positions += drift + 0.01 * rng.normal(size=(4, 3))
+        atoms.get_potential_energy()
+        made += len(lists)
+        assert_as_with_a_fresh_list(atoms, tiny_model)
+        lists.clear()
+    assert 5 < made < 20
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a.positions.__setitem__(0, a.positions[0] + [0, 0.26, 0]),
+        lambda a: a.positions.__setitem__(1, a.positions[1] - a.cell[2]),
+        lambda a: a.set_cell(a.cell.array * (1 + 1e-9)),
+        lambda a: a.symbols.__setitem__(0, "Cu" if a.symbols[0] == "Al" else "Al"),
+        lambda a: a.pop(),
+        lambda a: a.append("Cu"),
+        lambda a: a.set_pbc((True, True, False)),
+    ],
+    ids=["half the skin", "boundary", "cell", "species", "fewer", "more", "pbc"],
+)
+def test_what_needs_a_new_list_gets_one(atoms, tiny_model, lists, change):
+    atoms.get_potential_energy()
+    atoms.positions += 0.1
+    atoms.get_forces()
+    assert len(lists) == 1
+    change(atoms)
+    atoms.get_forces()
+    assert len(lists) == 2
+    assert_as_with_a_fresh_list(atoms, tiny_model)
 
 
 def test_a_trajectory_compiles_once_and_conserves_energy(atoms):

@@ -13,7 +13,6 @@ from ase.neighborlist import neighbor_list
 from haljax.structures import (
     build,
     from_atoms,
-    min_distance,
     must_rebuild,
     neighbour_list,
     neighbour_state,
@@ -296,12 +295,6 @@ def test_vectors_equal_ase():
     assert full[3:].sum() == 0 and full.sum() == len(i)
     kinds = sorted(zip(system.species[np.nonzero(full)[0]], np.asarray(species[full]), strict=True))
     assert kinds == sorted(zip(system.species[i], system.species[j], strict=True))
-    np.testing.assert_allclose(min_distance(d), np.linalg.norm(expected, axis=1).min(), atol=1e-12)
-
-
-def test_min_distance_without_neighbours_is_far():
-    lone = from_atoms(Atoms("Cu"), ELEMENTS)
-    assert min_distance(vectors(lone, neighbour_list(lone, 5.0), far=7.0)[0]) == 7.0
 
 
 @pytest.mark.parametrize("leaf", ["positions", "cell", "strain"])

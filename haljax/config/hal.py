@@ -1,37 +1,36 @@
-"""The config of a campaign of hyperactive learning: typed, validated TOML.
-
-One class a table, one attribute a key; the string under an attribute says what it means, and is what an error
-shows. Relative paths are relative to the TOML file.
-"""
+"""The config of a campaign of hyperactive learning."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import textwrap
-import tomllib
 from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
 
 from pydantic import (
     AfterValidator,
-    BaseModel,
-    ConfigDict,
     Field,
     PlainSerializer,
     PlainValidator,
-    PrivateAttr,
-    SerializationInfo,
     Strict,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
+)
+
+from haljax.config.tables import (
+    Config,
+    Count,
+    ExistingFile,
+    NotNegative,
+    Positive,
+    RunDirectory,
+    Table,
+    plain_data,
+    shown,
 )
 
 if TYPE_CHECKING:
@@ -39,10 +38,6 @@ if TYPE_CHECKING:
 
 # Keys on which no result depends, or that may be raised to go on: they may differ on resumption.
 MAY_CHANGE = frozenset({"directory", "stop", "reference.workers", "reference.timeout_s", "reference.max_attempts"})
-
-
-class ConfigError(ValueError):
-    """A config is not valid; the message names the file, every wrong key, and what is allowed."""
 
 
 class Ramp(NamedTuple):
@@ -97,31 +92,6 @@ def _plain(value: Schedule) -> Any:
     return list(map(_plain, value)) if isinstance(value, tuple) else value
 
 
-def _absolute(value: Any, info: ValidationInfo) -> Path:
-    if not isinstance(value, str | Path) or not str(value):
-        raise ValueError("should be a path in quotes")
-    context = info.context or {}
-    path = Path(os.path.abspath(context.get("base", Path()) / Path(value).expanduser()))
-    context.get("given", {})[path] = str(value)
-    return path
-
-
-def _as_given(path: Path, info: SerializationInfo) -> str:
-    return (info.context or {}).get(path, str(path))
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise ValueError(f"there is no file {path}")
-    return path
-
-
-def _not_a_file(path: Path) -> Path:
-    if path.is_file():
-        raise ValueError(f"{path} is a file; give a directory, which is made when missing")
-    return path
-
-
 def _chemical(elements: tuple[str, ...]) -> tuple[str, ...]:
     from ase.data import chemical_symbols
 
@@ -140,23 +110,11 @@ def _one_body(value: Any) -> Any:
     if isinstance(value, Mapping) and value:
         for element, energy in value.items():
             if isinstance(energy, bool) or not isinstance(energy, int | float) or not abs(energy) < float("inf"):
-                raise ValueError(f"{element} = {_shown(energy)} should be an energy in eV")
+                raise ValueError(f"{element} = {shown(energy)} should be an energy in eV")
         return {str(element): float(energy) for element, energy in value.items()}
     if value not in ("lsq", "isolated"):
         raise ValueError("should be 'lsq', 'isolated' or a table of energies in eV, such as {Al = -3.1, Cu = -3.5}")
     return value
-
-
-def _data(arguments: dict[str, Any]) -> dict[str, Any]:
-    for name, value in arguments.items():
-        try:
-            json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError) as error:
-            raise ValueError(
-                f"{name} should be plain data: numbers, strings, true, false, lists and tables ({error}); "
-                "give a calculator that needs more as an object, in Python"
-            ) from error
-    return arguments
 
 
 def _dotted(path: str) -> str:
@@ -172,31 +130,17 @@ def _multiple(interval: int, info: ValidationInfo) -> int:
     return interval
 
 
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-GivenPath = Annotated[Path, PlainValidator(_absolute), PlainSerializer(_as_given)]
-ExistingFile = Annotated[GivenPath, AfterValidator(_existing)]
 AnySchedule = Annotated[Schedule, _schedule(), PlainSerializer(_plain)]
 PositiveSchedule = Annotated[Schedule, _schedule(0, open_end=True), PlainSerializer(_plain)]
 NotNegativeSchedule = Annotated[Schedule, _schedule(0), PlainSerializer(_plain)]
 
 
-# ------------------------------------------------------------------------------------------------- the tables
-
-
-class _Table(BaseModel):
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-class Reference(_Table):
+class Reference(Table):
     """``[reference]``: the truth."""
 
     calculator: Annotated[str, AfterValidator(_dotted)] | None = Field(None, validate_default=True)
     """dotted path of an ASE calculator class, or of a function that returns a calculator"""
-    arguments: Annotated[dict[str, Any], AfterValidator(_data)] = {}
+    arguments: Annotated[dict[str, Any], AfterValidator(plain_data)] = {}
     """its keyword arguments"""
     workers: Count = Field(default_factory=lambda: os.cpu_count() or 1)
     """labels computed at once"""
@@ -208,7 +152,7 @@ class Reference(_Table):
     @field_validator("calculator")
     @classmethod
     def _given_somewhere(cls, path: str | None, info: ValidationInfo) -> str | None:
-        if path is None and not (info.context or {}).get("calculator_given", True):
+        if path is None and info.context is not None and not info.context.get("calculator_given"):
             raise ValueError(
                 "missing; give the dotted path of an ASE calculator, such as 'ase.calculators.emt.EMT', "
                 "or from Python a calculator: HAL(config, calculator=…)"
@@ -216,14 +160,14 @@ class Reference(_Table):
         return path
 
 
-class Start(_Table):
+class Start(Table):
     """``[start]``: where it begins."""
 
     structures: ExistingFile
     """file of the first structures, labelled or not, in any format that ASE reads"""
 
 
-class Basis(_Table):
+class Basis(Table):
     """``[basis]``: arguments of `haljax.ace_basis`."""
 
     elements: Annotated[tuple[str, ...], Strict(False), Field(min_length=1), AfterValidator(_chemical)]
@@ -240,7 +184,7 @@ def _of_training(name: str) -> float:
     return getattr(import_module("haljax.training"), name)
 
 
-class Fit(_Table):
+class Fit(Table):
     """``[fit]``: arguments of `haljax.fit`."""
 
     e0: Annotated[str | dict[str, float], PlainValidator(_one_body)] = "lsq"
@@ -257,7 +201,7 @@ class Fit(_Table):
     """power of the smoothness prior"""
 
 
-class Dynamics(_Table):
+class Dynamics(Table):
     """``[dynamics]``: the biased trajectories."""
 
     replicas: Count = 8
@@ -319,7 +263,7 @@ class Dynamics(_Table):
         return self
 
 
-class Labels(_Table):
+class Labels(Table):
     """``[labels]``: what is asked of the reference."""
 
     per_iteration: Count = 4
@@ -328,7 +272,7 @@ class Labels(_Table):
     """fraction of the new labels that is held out of the fit"""
 
 
-class Stop(_Table):
+class Stop(Table):
     """``[stop]``: when it is enough; the first limit that is met counts."""
 
     max_labels: Count | None = None
@@ -350,7 +294,7 @@ class Stop(_Table):
         return self
 
 
-class ReferenceMD(_Table):
+class ReferenceMD(Table):
     """``[test.reference_md]``: test structures from molecular dynamics of the reference."""
 
     temperature_K: Annotated[tuple[Positive, ...], Strict(False), Field(min_length=1)]
@@ -365,7 +309,7 @@ class ReferenceMD(_Table):
     """fs"""
 
 
-class Test(_Table):
+class Test(Table):
     """``[test]``: the independent test set."""
 
     __test__ = False  # whatever pytest thinks
@@ -382,10 +326,10 @@ class Test(_Table):
         return self
 
 
-class HALConfig(_Table):
-    """All of a config. Paths are absolute; see `load_config`."""
+class HALConfig(Config):
+    """All of a config."""
 
-    directory: Annotated[GivenPath, AfterValidator(_not_a_file)]
+    directory: RunDirectory
     """the run directory, which is made when missing"""
     seed: Annotated[int, Field(ge=0)] = 0
     """of all random numbers"""
@@ -406,8 +350,6 @@ class HALConfig(_Table):
     test: Test | None = None
     """table of the test set"""
 
-    _given: dict[Path, str] = PrivateAttr(default_factory=dict)
-
     @field_validator("fit")
     @classmethod
     def _every_element(cls, fit: Fit, info: ValidationInfo) -> Fit:
@@ -424,95 +366,3 @@ class HALConfig(_Table):
         from haljax.ace import ace_basis
 
         return ace_basis(**self.basis.model_dump())
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain data with every default filled in, and paths as given, so that a folder may be moved."""
-        return self.model_dump(mode="json", context=self._given)
-
-
-# ---------------------------------------------------------------------------------------------------- loading
-
-
-def load_config(source: str | Path | Mapping[str, Any], calculator_given: bool = False) -> HALConfig:
-    """Read and validate a config.
-
-    Parameters
-    ----------
-    source : path of a TOML file, or the same as a mapping; its paths are relative to the working directory.
-    calculator_given : ``reference.calculator`` may be absent.
-
-    Raises
-    ------
-    ConfigError : no such file, not TOML, or keys missing, unknown or wrong; the message names all of them.
-    """
-    if isinstance(source, Mapping):
-        name, base, data = "the config", Path.cwd(), dict(source)
-    else:
-        name, base = str(source), Path(source).expanduser().absolute().parent
-        try:
-            data = tomllib.loads(Path(source).expanduser().read_text(encoding="utf-8"))
-        except OSError as error:
-            raise ConfigError(f"{name} cannot be read: {error.strerror}; give the path of a TOML file") from error
-        except UnicodeDecodeError as error:
-            raise ConfigError(f"{name} is not a TOML file: it is not text in UTF-8 ({error})") from error
-        except tomllib.TOMLDecodeError as error:
-            raise ConfigError(f"{name} is not valid TOML: {error}") from error
-    given: dict[Path, str] = {}
-    try:
-        config = HALConfig.model_validate(
-            data, context={"base": base, "given": given, "calculator_given": calculator_given}
-        )
-    except ValidationError as error:
-        lines = [_line(e) for e in error.errors(include_url=False)]
-        count = "1 key needs" if len(lines) == 1 else f"{len(lines)} keys need"
-        raise ConfigError(f"{name}: {count} correction\n" + textwrap.indent("\n".join(lines), "  ")) from None
-    config._given.update(given)
-    return config
-
-
-def _line(error: Any) -> str:
-    """One error of pydantic in words: key, what was found, what is allowed."""
-    *tables, key = loc = error["loc"]
-    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
-    table = _table_at(tables)
-    if error["type"] == "extra_forbidden":
-        return f"{path}: unknown key; {_hint(str(key), table or HALConfig)}"
-    field = table.model_fields.get(str(key)) if table else None
-    meaning = field.description if field else None
-    if error["type"] == "missing":
-        return f"{path}: missing; give {meaning}"
-    if error["type"] == "value_error":
-        problem, meaning = str(error["ctx"]["error"]), None
-    elif error["type"] == "model_type":
-        problem, meaning = "should be a table", None
-    else:
-        problem = error["msg"].replace("Input should be", "should be").replace("tuple", "list")
-    # A table is named, not shown, and so is a key that is absent.
-    named = error["input"] is None or (isinstance(error["input"], Mapping) and _table_at(list(loc)))
-    found = "" if named else f" = {_shown(error['input'])}"
-    return f"{path}{found}: {problem}" + (f" ({meaning})" if meaning else "")
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=repr, ensure_ascii=False)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _table_at(path: list[str | int]) -> type[BaseModel] | None:
-    """The class of the table at a path of keys, None where that is no table."""
-    table: type[BaseModel] | None = HALConfig
-    for key in path:
-        field = table.model_fields.get(str(key)) if table else None
-        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
-        table = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
-    return table
-
-
-def _hint(key: str, table: type[BaseModel]) -> str:
-    if near := get_close_matches(key, table.model_fields, 1):
-        return f"did you mean {near[0]}?"
-    for name in HALConfig.model_fields:
-        other = _table_at([name])
-        if other is not None and other is not table and key in other.model_fields:
-            return f"it belongs in [{name}]"
-    return f"allowed here: {', '.join(table.model_fields)}"

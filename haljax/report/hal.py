@@ -1,27 +1,35 @@
-"""Pictures and the HTML report of a campaign, made from its run directory alone.
-
-matplotlib is used through its objects, without pyplot and without mathtext: nothing global is touched, so
-pictures can be made in threads, and a user's backend and figures stay as they are.
-"""
+"""Pictures of a campaign of hyperactive learning."""
 
 from __future__ import annotations
 
-import json
-import math
-from base64 import b64encode
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from importlib.resources import files
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from haljax import __version__
-from haljax.campaign import read_journal, write_atomic
 from haljax.md import Status
+from haljax.report.drawing import (
+    BLUE,
+    COLOURS,
+    FAINT,
+    GREEN,
+    INK,
+    ORANGE,
+    SKY,
+    VERMILLION,
+    Section,
+    canvas,
+    cloud,
+    embedded,
+    log_ticks,
+    note,
+    number,
+    save,
+    section,
+    tidy,
+)
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -31,11 +39,6 @@ if TYPE_CHECKING:
     from haljax.evaluation import Calibration, Prediction
     from haljax.model import Model
 
-# Okabe and Ito's palette (https://jfly.uni-koeln.de/color/); wine red for their yellow, which white swallows.
-BLUE, VERMILLION, GREEN = "#0072B2", "#D55E00", "#009E73"
-PURPLE, SKY, ORANGE = "#CC79A7", "#56B4E9", "#E69F00"
-COLOURS = (BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, "#555555", "#882255")
-INK, FAINT, GRID = "#222222", "#888888", "#E6E6E6"
 ROLES = {
     "train": ("train", BLUE, "o"),
     "held_out": ("held out", GREEN, "^"),
@@ -43,72 +46,12 @@ ROLES = {
 }
 
 HOLE = 0.05  # eV; a shallower dip of a dimer curve cannot trap atoms that are warm
-DPI = 140
-MANY = 1500  # points, above which a cloud is shown as a density
-
-
-# ---------------------------------------------------------------------------------------------------- drawing
-
-
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure, inches."""
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
-
-
-def _tidy(ax: Axes, xlabel: str = "", ylabel: str = "") -> Axes:
-    ax.set_facecolor("white")
-    ax.spines[["top", "right"]].set_visible(False)
-    ax.spines[["left", "bottom"]].set_color(FAINT)
-    ax.grid(color=GRID, linewidth=0.8)
-    ax.set_axisbelow(True)
-    ax.tick_params(colors=INK, labelsize=8, length=3, color=FAINT, which="both")
-    ax.set_xlabel(xlabel, fontsize=9, color=INK)
-    ax.set_ylabel(ylabel, fontsize=9, color=INK)
-    return ax
-
-
-def _log_ticks(axis: Any) -> None:
-    """A logarithmic axis labelled 0.1, 0.2, 0.5, 1, or more finely where it spans less than a decade."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    low, high = axis.get_view_interval()
-    span = high / low
-    subs = (1.0,) if span > 300 else (1.0, 2.0, 5.0) if span > 8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 7.0)
-    axis.set_major_locator(LogLocator(subs=subs))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _note(ax: Axes, x: float, y: float, text: str, colour: str = INK, **style: Any) -> None:
-    """Text at a place in fractions of the axes; never read as mathematics, whatever a user's names hold."""
-    defaults = {"fontsize": 8, "va": "top", "transform": ax.transAxes, "parse_math": False}
-    ax.text(x, y, text, color=colour, **{**defaults, **style})
-
-
-def _png(figure: Figure) -> bytes:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL import Image
-
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    image = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
-    buffer = BytesIO()
-    # 256 colours: a third of the size, and looks the same.
-    image.quantize(256, dither=Image.Dither.NONE).save(buffer, "png")
-    return buffer.getvalue()
-
-
-def _save(figure: Figure, path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, _png(figure))
 
 
 # ----------------------------------------------------------------------------------------------- trajectories
 
 
-def trajectory_picture(path_npz: str | Path, out_png: str | Path, tolerance: float | Sequence[float]) -> None:
+def trajectory_picture(path_npz: str | Path, out_png: str | Path) -> None:
     """Draw f, T, P and energy of every replica against time, and where and why each stopped.
 
     In the manner of Fig. 4 of van der Oord et al. (doi:10.1038/s41524-023-01104-6).
@@ -116,15 +59,14 @@ def trajectory_picture(path_npz: str | Path, out_png: str | Path, tolerance: flo
     Parameters
     ----------
     path_npz : the fields of `haljax.hal.trajectory.Observation`, (checks, replicas), padded with -1 and NaN,
-        and ``timestep_fs``, one for all or one a replica.
+        and ``tolerance`` (of the relative force error) and ``timestep_fs``, (replicas,).
     out_png : written atomically; its directory is made.
-    tolerance : of the relative force error, one for all or one a replica.
     """
     with np.load(path_npz) as data:
-        step, status, timestep = data["step"], data["status"], data["timestep_fs"]
+        step, status, tolerance = data["step"], data["status"], data["tolerance"]
+        time = np.where(step >= 0, step, np.nan) * data["timestep_fs"][None, :]
         seen = {name: data[name] for name in ("criterion", "temperature", "pressure", "energy")}
     n = step.shape[1]
-    time = np.where(step >= 0, step, np.nan) * np.broadcast_to(timestep, (1, n))
     seen["energy"] = seen["energy"] - seen["energy"][:1]  # replicas may differ in composition
     ends = [int(np.sum(step[:, i] >= 0)) - 1 for i in range(n)]
 
@@ -137,7 +79,7 @@ def trajectory_picture(path_npz: str | Path, out_png: str | Path, tolerance: flo
     panels = {name: label for name, label in panels.items() if np.isfinite(seen[name]).any()}
     row = min(0.19, 5.0 / n)
     strip = row * n + 0.1
-    figure = _figure(9, strip + 1.35 * len(panels) + 0.6)
+    figure = canvas(9, strip + 1.35 * len(panels) + 0.6)
     heights = [strip, *[1.35] * len(panels)]
     axes = figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
 
@@ -150,7 +92,7 @@ def trajectory_picture(path_npz: str | Path, out_png: str | Path, tolerance: flo
         face = "white" if status[ends[i], i] in (Status.FINISHED, Status.RUNNING) else colour
         ax.plot(x, y, shape, color=colour, markerfacecolor=face, markersize=6, clip_on=False, zorder=5)
 
-    bars = _tidy(axes[0], ylabel="replica")
+    bars = tidy(axes[0], ylabel="replica")
     bars.grid(False, axis="y")
     bars.set_ylim(n - 0.4, -0.6)
     size = min(8.0, 60 * row)
@@ -163,19 +105,19 @@ def trajectory_picture(path_npz: str | Path, out_png: str | Path, tolerance: flo
             mark(bars, i, time[end, i], i)
             why = f"{_words(Status(int(status[end, i])).name)} at {time[end, i]:g} fs"
             why += f", f = {seen['criterion'][end, i]:.3g}"
-        _note(bars, 1.015, i, why, transform=bars.get_yaxis_transform(), va="center", fontsize=size)
+        note(bars, 1.015, i, why, transform=bars.get_yaxis_transform(), va="center", fontsize=size)
 
     for ax, (name, label) in zip(axes[1:], panels.items(), strict=True):
-        _tidy(ax, ylabel=label)
+        tidy(ax, ylabel=label)
         values = seen[name]
         finite = values[np.isfinite(values) & (time >= 0)]
         if name == "criterion":
             ax.set_yscale("log")
-            finite = np.concatenate([finite[finite > 0], np.ravel(tolerance)])
+            finite = np.concatenate([finite[finite > 0], tolerance])
             low, high = finite.min() / 1.3, finite.max() * 1.3
             for value in np.unique(tolerance):
                 ax.axhline(value, color=INK, linewidth=1, linestyle=(0, (5, 3)))
-                _note(ax, 1.015, value, f"tolerance {value:g}", transform=ax.get_yaxis_transform(), va="center")
+                note(ax, 1.015, value, f"tolerance {value:g}", transform=ax.get_yaxis_transform(), va="center")
         else:  # what a replica does in its last instants must not flatten all the others
             low, high = np.percentile(finite, [1, 99])
             margin = 0.25 * (high - low) or 1.0
@@ -183,7 +125,7 @@ def trajectory_picture(path_npz: str | Path, out_png: str | Path, tolerance: flo
             high = min(finite.max(), high + margin) + margin / 3
         ax.set_ylim(low, high)
         if name == "criterion":
-            _log_ticks(ax.yaxis)
+            log_ticks(ax.yaxis)
         for i, end in enumerate(ends):
             ax.plot(time[:, i], values[:, i], linewidth=0.9, alpha=0.85, **style(i))
             if end >= 0 and np.isfinite(values[end, i]):
@@ -191,7 +133,7 @@ def trajectory_picture(path_npz: str | Path, out_png: str | Path, tolerance: flo
     axes[-1].set_xlabel("time (fs)", fontsize=9, color=INK)
     axes[-1].set_xlim(0, np.nanmax(time, initial=1.0) * 1.01)
     figure.align_ylabels(axes)
-    _save(figure, Path(out_png))
+    save(figure, Path(out_png))
 
 
 def _words(status: str) -> str:
@@ -217,7 +159,7 @@ def _parity_picture(sets: Mapping[str, Sequence[tuple[Prediction, float]]]) -> F
     columns = [column for column in columns if any(pairs.size for pairs in column[4].values())]
     largest = max((np.abs(y - x).max() for x, y in forces.values() if len(x)), default=0.0)
 
-    figure = _figure(min(9.0, 3.2 * len(columns)), 4.4)
+    figure = canvas(min(9.0, 3.2 * len(columns)), 4.4)
     axes = figure.subplots(2, len(columns), sharex="col", squeeze=False, height_ratios=[2.2, 1])
     leftmost = {column[0]: k for k, column in reversed(list(enumerate(columns)))}
     for k, (what, unit, small, factor, shown) in enumerate(columns):
@@ -227,8 +169,8 @@ def _parity_picture(sets: Mapping[str, Sequence[tuple[Prediction, float]]]) -> F
         pad = 0.05 * np.ptp(values) or 0.1
         limits = (values.min() - pad, values.max() + pad)
         first = leftmost[what] == k
-        _tidy(top, ylabel=f"predicted {what} ({unit})" if first else "").set(xlim=limits, ylim=limits)
-        _tidy(bottom, f"reference {what} ({unit})", f"error ({small})" if first else "")
+        tidy(top, ylabel=f"predicted {what} ({unit})" if first else "").set(xlim=limits, ylim=limits)
+        tidy(bottom, f"reference {what} ({unit})", f"error ({small})" if first else "")
         if what == "force":
             bottom.set_ylim(-1.1 * largest - 1e-9, 1.1 * largest + 1e-9)
             for ax in (top, bottom):
@@ -237,11 +179,11 @@ def _parity_picture(sets: Mapping[str, Sequence[tuple[Prediction, float]]]) -> F
         bottom.axhline(0, color=FAINT, linewidth=0.8, zorder=1)
         for line, (role, (x, y)) in enumerate(reversed(shown.items())):
             name, colour, shape = ROLES[role]
-            _cloud(top, x, y, colour, shape)
-            _cloud(bottom, x, (y - x) * factor, colour, shape)
+            cloud(top, x, y, colour, shape)
+            cloud(bottom, x, (y - x) * factor, colour, shape)
             rmse = factor * np.sqrt(np.mean((y - x) ** 2)) if len(x) else np.nan
             text = f"{name}: RMSE {rmse:.3g} {small}"
-            _note(top, 0.0, 1.02 + 0.07 * line, text, colour, va="bottom", fontweight="bold")
+            note(top, 0.0, 1.02 + 0.07 * line, text, colour, va="bottom", fontweight="bold")
     figure.align_ylabels(axes)
     return figure
 
@@ -250,20 +192,6 @@ def _known(pairs: Sequence[tuple[Any, Any]]) -> np.ndarray:
     """(2, n) references and predictions, without those that have no label."""
     flat = np.concatenate([np.stack([np.ravel(x), np.ravel(y)]) for x, y in pairs], axis=1)
     return flat[:, np.isfinite(flat).all(axis=0)]
-
-
-def _cloud(ax: Axes, x: np.ndarray, y: np.ndarray, colour: str, shape: str) -> None:
-    """Points, or their density (logarithmic) where they are too many to be told apart."""
-    from matplotlib.colors import LinearSegmentedColormap, to_rgb
-
-    if len(x) <= MANY:
-        ax.scatter(x, y, 14 if len(x) < 300 else 6, colour, marker=shape, alpha=0.6, linewidths=0, zorder=2)
-        return
-    pale = 0.5 + 0.5 * np.array(to_rgb(colour))
-    shades = LinearSegmentedColormap.from_list("density", [tuple(pale), colour, "black"])
-    cells = (70, 70 if ax.get_position().height > 0.35 else 30)
-    extent = (*ax.get_xlim(), *ax.get_ylim())
-    ax.hexbin(x, y, gridsize=cells, extent=extent, bins="log", cmap=shades, mincnt=1, linewidths=0, zorder=2)
 
 
 def _coefficient_picture(model: Model) -> Figure:
@@ -278,8 +206,8 @@ def _coefficient_picture(model: Model) -> Figure:
     kept = model.active & (size > 0)
     floor = 10 ** np.floor(np.log10(size[kept].min(initial=1.0)))
 
-    figure = _figure(max(6.0, min(14.0, 1.1 + 0.85 * len(columns))), 3.8)
-    ax = _tidy(figure.subplots(), ylabel="magnitude of coefficient (eV)")
+    figure = canvas(max(6.0, min(14.0, 1.1 + 0.85 * len(columns))), 3.8)
+    ax = tidy(figure.subplots(), ylabel="magnitude of coefficient (eV)")
     ax.set_yscale("log")
     ax.grid(False, axis="x")
     for place, ((order, name), members) in enumerate(columns.items()):
@@ -292,14 +220,14 @@ def _coefficient_picture(model: Model) -> Figure:
         if on.any():
             middle = np.median(size[index][on])
             ax.plot([place - 0.4, place + 0.4], [middle, middle], color=INK, linewidth=1.2)
-        _note(
+        note(
             ax, place, 1.01, f"{len(index)}" + (f"\n{(~on).sum()} pruned" if not on.all() else ""), FAINT,
             transform=ax.get_xaxis_transform(), ha="center", va="bottom", fontsize=7,
         )  # fmt: skip
     for order in sorted({order for order, _ in columns}):
         places = [k for k, (o, _) in enumerate(columns) if o == order]
         title = "pair terms" if order == 1 else f"order {order}"
-        _note(
+        note(
             ax, float(np.mean(places)), 1.1, title, transform=ax.get_xaxis_transform(), ha="center", va="bottom",
             fontweight="bold",
         )  # fmt: skip
@@ -308,7 +236,7 @@ def _coefficient_picture(model: Model) -> Figure:
     ax.set_xticks(range(len(columns)), [name for _, name in columns])
     ax.set_xlim(-0.5, len(columns) - 0.5)
     ax.tick_params(axis="x", length=0)
-    _log_ticks(ax.yaxis)
+    log_ticks(ax.yaxis)
     return figure
 
 
@@ -408,7 +336,7 @@ def _dimer_picture(curves: Sequence[Dimer]) -> Figure:
 
     across = min(3, len(curves))
     down = -(-len(curves) // across)
-    figure = _figure(max(4.5, 3.2 * across), 3.2 * down)
+    figure = canvas(max(4.5, 3.2 * across), 3.2 * down)
     axes = figure.subplots(down, across, sharey=True, squeeze=False)
     for ax in axes.flat[len(curves) :]:
         ax.remove()
@@ -417,7 +345,7 @@ def _dimer_picture(curves: Sequence[Dimer]) -> Figure:
     decades = [10.0**k for k in range(-1, 9)]
     for ax, curve in zip(axes.flat, curves, strict=False):
         left = ax.get_subplotspec().is_first_col()
-        _tidy(ax, "distance (Å)", "energy less E0 (eV)" if left else "")
+        tidy(ax, "distance (Å)", "energy less E0 (eV)" if left else "")
         ax.set_yscale("asinh", linear_width=0.1)
         ax.yaxis.set_major_locator(FixedLocator([*(-y for y in reversed(decades)), 0.0, *decades]))
         ax.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -433,8 +361,8 @@ def _dimer_picture(curves: Sequence[Dimer]) -> Figure:
         seen = "not in the data" if np.isnan(curve.seen) else f"shortest in data {curve.seen:.2f} Å"
         lines = [(seen, GREEN), ("total", INK), ("core", ORANGE), ("fitted pair part", SKY)]
         for k, (text, colour) in enumerate(lines if curve is curves[0] else lines[:1]):
-            _note(ax, 0.98, 0.98 - 0.07 * k, text, colour, ha="right", fontweight="bold")
-        _note(
+            note(ax, 0.98, 0.98 - 0.07 * k, text, colour, ha="right", fontweight="bold")
+        note(
             ax, float(np.mean(curve.radii)), 0.98, "hand-over", "#8A7A58", transform=ax.get_xaxis_transform(),
             ha="center", fontsize=7,
         )  # fmt: skip
@@ -442,7 +370,7 @@ def _dimer_picture(curves: Sequence[Dimer]) -> Figure:
             y = np.interp(hole.bottom, curve.r, curve.total)
             ax.plot(hole.bottom, y, "v", color=VERMILLION, markersize=8, zorder=5)
             text = f"   hole, {hole.depth:.2g} eV"
-            _note(ax, hole.bottom, y, text, VERMILLION, transform=ax.transData, fontweight="bold")
+            note(ax, hole.bottom, y, text, VERMILLION, transform=ax.transData, fontweight="bold")
         ax.set_title(curve.name, fontsize=10, color=INK, loc="left", fontweight="bold")
     return figure
 
@@ -455,13 +383,13 @@ def _learning_picture(records: Sequence[Mapping[str, Any]]) -> Figure:
     labels = [record["labels"] for record in records]
     groups = list(dict.fromkeys(group for record in records for group in record["errors"]))
     groups.sort(key="total".__eq__)  # last, so that it lies on top
-    figure = _figure(9, 3.3)
+    figure = canvas(9, 3.3)
     for ax, what, unit in zip(figure.subplots(1, 2), ("energy", "force"), ("meV/atom", "eV/Å"), strict=True):
-        _tidy(ax, "labels", f"{what} RMSE on the test set ({unit})")
+        tidy(ax, "labels", f"{what} RMSE on the test set ({unit})")
         ax.set_yscale("log")
         ends = {}
         for k, group in enumerate(groups):
-            values = np.array([_number(r["errors"].get(group, {}).get(f"{what}_rmse")) for r in records])
+            values = np.array([number(r["errors"].get(group, {}).get(f"{what}_rmse")) for r in records])
             if not (values > 0).any():
                 continue
             colour, width = (INK, 2.0) if group == "total" else (COLOURS[k % len(COLOURS)], 1.2)
@@ -472,12 +400,12 @@ def _learning_picture(records: Sequence[Mapping[str, Any]]) -> Figure:
             continue
         low, high = ax.get_ylim()
         ax.set_ylim(low / 1.1, high * 1.1)
-        _log_ticks(ax.yaxis)
+        log_ticks(ax.yaxis)
         bottom, top = np.log(ax.get_ylim())
         heights = [(np.log(y) - bottom) / (top - bottom) for y, _ in ends.values()]
         for height, (group, (_, colour)) in zip(_spread(heights, 0.065), ends.items(), strict=True):
             bold = "bold" if group == "total" else "normal"
-            _note(ax, 1.02, height, group, colour, va="center", fontweight=bold)
+            note(ax, 1.02, height, group, colour, va="center", fontweight=bold)
     return figure
 
 
@@ -491,9 +419,9 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
 
 def _calibration_picture(calibration: Calibration) -> Figure:
     """Observed against nominal coverage."""
-    figure = _figure(6.6, 3.3)
+    figure = canvas(6.6, 3.3)
     for ax, what in zip(figure.subplots(1, 2), ("energy", "force"), strict=True):
-        _tidy(ax, "nominal coverage (%)", "observed coverage (%)" if what == "energy" else "")
+        tidy(ax, "nominal coverage (%)", "observed coverage (%)" if what == "energy" else "")
         ax.plot([0, 100], [0, 100], color=FAINT, linewidth=0.8)
         nominal = 100 * np.array(calibration.levels)
         ax.set(xlim=(40, 102), ylim=(0, 104), xticks=nominal)
@@ -502,91 +430,28 @@ def _calibration_picture(calibration: Calibration) -> Figure:
             ax.plot(nominal, observed, shape, color=colour, markersize=5)
             factor = getattr(calibration, f"{what}_factor")
             text = f"after: sigma × {factor:.3g}" if when == "after" else when
-            _note(ax, 0.97, 0.13 - 0.07 * k, text, colour, ha="right", fontweight="bold")
+            note(ax, 0.97, 0.13 - 0.07 * k, text, colour, ha="right", fontweight="bold")
         ax.set_title({"energy": "energies", "force": "forces"}[what], fontsize=9, color=INK, loc="left")
     return figure
-
-
-def _number(value: Any) -> float:
-    return float("nan") if value is None else float(value)
 
 
 # ------------------------------------------------------------------------------------------------- the report
 
 
-class Picture(NamedTuple):
-    """A data URI and the width in CSS pixels at which all pictures have one size of print."""
-
-    source: str
-    width: int
-
-
-class Section(NamedTuple):
-    """A picture with a heading, a caption and warnings; ``fold`` hides it until asked for."""
-
-    title: str
-    caption: str
-    picture: Picture | None
-    warnings: Sequence[str] = ()
-    fold: bool = False
-
-
-def write_report(directory: str | Path) -> Path:
-    """Write ``report.html``, one file that needs no other, and ``pictures/*.png`` into a run directory.
-
-    Works at any time: what is not there yet is left out.
-
-    Raises
-    ------
-    FileNotFoundError : the directory holds no campaign.
-    JournalError : the journal is damaged, or the disk is full.
-    """
-    import jax
-    from jinja2 import Environment
-
-    directory = Path(directory)
-    journal = directory / "journal.jsonl"
-    if not journal.exists():
-        raise FileNotFoundError(f"{directory} holds no campaign: give a directory that has a journal.jsonl")
-    records = list(read_journal(journal))
-    of: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        of.setdefault(record["type"], []).append(record)
-    begun = [r for r in records if r["type"] in ("start", "resume")]
-    latest = begun[-1] if begun else {}
-    config = latest.get("config", {})
+def contents(
+    directory: Path, of: Mapping[str, Sequence[dict[str, Any]]], last: Mapping[str, Any]
+) -> tuple[str, dict[str, Any]]:
+    """Template and what to fill it with, from the journal's records by type and the stop that counts, if any."""
     iterations, labels = of.get("iteration", []), of.get("label", [])
-    # A stop counts until the campaign is resumed.
-    last: dict[str, Any] = next((r for r in reversed(records) if r["type"] in ("stop", "resume")), {})
-
     pictures = directory / "pictures"
-    seconds: Counter[str] = Counter()
-    for record in iterations:
-        seconds.update({stage: _number(s) for stage, s in record["seconds"].items()})
-    errors: dict[str, dict[str, float]] = next((r["errors"] for r in reversed(iterations) if r["errors"]), {})
-    template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(
-        files("haljax").joinpath("report.html.j2").read_text("utf-8")
-    )
-    page = template.render(
-        directory=str(directory.resolve()),
-        date=datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z"),
-        versions={"haljax": __version__, "jax": jax.__version__} | latest.get("versions", {}),
-        reason=last.get("reason"),
-        roles=Counter(r["role"] for r in labels),
-        names={role: name for role, (name, *_) in ROLES.items()},
-        iterations=iterations,
-        statuses=[Counter(_words(replica["status"]) for replica in r["replicas"]) for r in iterations],
-        seconds=seconds,
-        errors=errors,
-        failed=of.get("failed", []),
-        model_sections=_model_sections(directory, pictures, labels, iterations, last.get("calibration")),
-        trajectories=_trajectory_sections(directory, pictures, iterations, config),
-        config=json.dumps(config, indent=2, ensure_ascii=False),
-        number=lambda x, form=".3g": format(x, form) if math.isfinite(x := _number(x)) else "–",
-    )
-    path = directory / "report.html"
-    write_atomic(path, page)
-    return path
+    return "hal.html.j2", {
+        "roles": Counter(r["role"] for r in labels),
+        "names": {role: name for role, (name, *_) in ROLES.items()},
+        "statuses": [Counter(_words(replica["status"]) for replica in r["replicas"]) for r in iterations],
+        "errors": next((r["errors"] for r in reversed(iterations) if r["errors"]), {}),
+        "sections": _model_sections(directory, pictures, labels, iterations, last.get("calibration")),
+        "trajectories": _trajectory_sections(directory, pictures, iterations),
+    }
 
 
 def _model_sections(
@@ -604,12 +469,7 @@ def _model_sections(
     tested = [record for record in iterations if record["errors"]]
 
     def add(name: str, title: str, caption: str, make: Callable[[], Figure], warnings: Sequence[str] = ()) -> None:
-        try:
-            _save(make(), pictures / f"{name}.png")
-        except ValueError as error:  # a part that cannot be shown must not cost the others
-            sections.append(Section(title, "", None, [f"This picture could not be made: {error}"]))
-        else:
-            sections.append(Section(title, caption, _embedded(pictures / f"{name}.png"), warnings))
+        sections.append(section(pictures, name, title, caption, make, *warnings))
 
     if tested:
         add(
@@ -690,9 +550,7 @@ def _hole_warning(curve: Dimer, hole: Hole) -> str:
     )
 
 
-def _trajectory_sections(
-    directory: Path, pictures: Path, iterations: Sequence[dict[str, Any]], config: Mapping[str, Any]
-) -> list[Section]:
+def _trajectory_sections(directory: Path, pictures: Path, iterations: Sequence[dict[str, Any]]) -> list[Section]:
     """One a round of dynamics, the latest first and open. Pictures already made are used as they are."""
     sections: list[Section] = []
     for record in reversed(iterations):
@@ -702,12 +560,6 @@ def _trajectory_sections(
             continue
         picture = pictures / f"trajectory_{number:04d}.png"
         if not picture.exists() or picture.stat().st_mtime < source.stat().st_mtime:
-            trajectory_picture(source, picture, config["dynamics"]["tolerance"])
-        sections.append(Section(f"Iteration {number}", "", _embedded(picture), fold=bool(sections)))
+            trajectory_picture(source, picture)
+        sections.append(Section(f"Iteration {number}", "", embedded(picture), fold=bool(sections)))
     return sections
-
-
-def _embedded(path: Path) -> Picture:
-    png = path.read_bytes()
-    pixels = int.from_bytes(png[16:20], "big")  # from the header
-    return Picture("data:image/png;base64," + b64encode(png).decode(), pixels * 100 // DPI)

@@ -21,6 +21,7 @@ from click.testing import CliRunner, Result
 import haljax as hx
 from haljax import cli
 from haljax.campaign import JournalError
+from haljax.cli import check, potential
 from haljax.md import Status
 
 CONFIG = """
@@ -225,7 +226,7 @@ def test_debug_shows_the_traceback(arguments):
 
 
 def test_a_bug_is_not_hidden(monkeypatch):
-    monkeypatch.setattr(cli, "_read", lambda path: {}["bug"])
+    monkeypatch.setattr(potential, "_read", lambda path: {}["bug"])
     assert isinstance(haljax("fit", "a.xyz").exception, KeyError)
 
 
@@ -239,7 +240,7 @@ def test_help_is_light():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
-    for command in ("hal", "fit", "evaluate", "select", "update", "calibrate", "report", "check"):
+    for command in ("hal", "free-energy", "fit", "evaluate", "select", "update", "calibrate", "report", "check"):
         assert f"\n  {command} " in done.stdout
 
 
@@ -444,38 +445,38 @@ def test_report(tmp_path, monkeypatch):
 
 
 def test_the_parts_of_the_self_check():
-    assert f"jax {jax.__version__}" in cli._check_versions()
-    assert cli._check_x64() == "on"
-    assert "cpu" in cli._check_devices() or "gpu" in cli._check_devices()
-    assert "are right" in cli._check_arithmetic()
-    assert "force error" in cli._check_fit()
+    assert f"jax {jax.__version__}" in check._check_versions()
+    assert check._check_x64() == "on"
+    assert "cpu" in check._check_devices() or "gpu" in check._check_devices()
+    assert "are right" in check._check_arithmetic()
+    assert "force error" in check._check_fit()
 
 
 def test_check_tells_what_is_fine_and_what_is_not(monkeypatch):
     def broken() -> str:
         raise RuntimeError("is not")
 
-    monkeypatch.setattr(cli, "_CHECKS", [("this", lambda: "is"), ("that", broken)])
+    monkeypatch.setattr(check, "_CHECKS", [("this", lambda: "is"), ("that", broken)])
     result = haljax("check")
     assert result.exit_code == 1 and result.stdout == "ok      this: is\nFAILED  that: is not\n"
     assert result.stderr == "error: 1 of 2 checks failed\n"
-    monkeypatch.setattr(cli, "_CHECKS", [("this", lambda: "is")])
+    monkeypatch.setattr(check, "_CHECKS", [("this", lambda: "is")])
     assert succeeds("check") == "ok      this: is\n"
 
 
 def test_check_refuses_the_jax_that_computes_wrong_numbers(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", lambda package: "0.10.2")
     with pytest.raises(RuntimeError, match="computes wrong numbers"):
-        cli._check_versions()
+        check._check_versions()
 
 
 def test_check_finds_wrong_arithmetic(monkeypatch):
     # As jax 0.10.2 does: under jit, rows beyond the first block are wrong.
     monkeypatch.setattr(jax, "jit", lambda f: lambda *a: f(*a).at[40_000].add(1e-3))
     with pytest.raises(RuntimeError, match="jit computes 1 of 100000 rows in float64 wrong"):
-        cli._check_arithmetic()
+        check._check_arithmetic()
 
 
 @pytest.mark.slow
 def test_check_runs_a_campaign():
-    assert "1 iterations done" in cli._check_campaign()
+    assert "1 iterations done" in check._check_campaign()

@@ -14,7 +14,8 @@ import haljax as hx
 from haljax.campaign import Journal
 from haljax.hal.reference import encode
 from haljax.hal.trajectory import Observation
-from haljax.report import dimers, trajectory_picture, write_report
+from haljax.report import write_report
+from haljax.report.hal import dimers, trajectory_picture
 
 ERROR = "SCF <not converged> & gave up after 100 cycles"
 
@@ -73,6 +74,11 @@ def _observation(checks=60, replicas=4, periodic=True, seed=0):
     return Observation(step=step, status=status, cell_moves=moves, swap_moves=moves, **fields)
 
 
+def _save(path, seen, **conditions):
+    n = seen.step.shape[1]
+    np.savez(path, **{"tolerance": np.full(n, 0.2), "timestep_fs": np.full(n, 2.0)} | conditions, **seen._asdict())
+
+
 def _iteration(number, labels, tested):
     row = {f"{what}_{kind}": 9.0 / (number + 1) for what in ("energy", "force") for kind in ("rmse", "mae")}
     row |= {"structures": 4, "stress_rmse": None, "stress_mae": None}
@@ -114,7 +120,7 @@ def campaign(tmp_path, model):
                     inside = directory / "iterations" / f"{k:04d}"
                     inside.mkdir(parents=True)
                     seen = _observation(periodic=periodic, seed=k)
-                    np.savez(inside / "trajectory.npz", timestep_fs=2.0, **seen._asdict())
+                    _save(inside / "trajectory.npz", seen)
             if ended:
                 calibration = {"energy_factor": 1.7, "force_factor": 0.8, "levels": [0.5, 0.68, 0.9, 0.95]}
                 for name in ("energy_before", "energy_after", "force_before", "force_after"):
@@ -204,25 +210,34 @@ def _image(path):
 @pytest.mark.parametrize("periodic", [True, False])
 def test_trajectory_picture(tmp_path, periodic):
     seen = _observation(periodic=periodic)
-    np.savez(tmp_path / "t.npz", timestep_fs=[1.0, 1.0, 0.5, 2.0], **seen._asdict())
-    trajectory_picture(tmp_path / "t.npz", tmp_path / "new" / "t.png", [0.2, 0.2, 0.2, 0.4])
+    _save(tmp_path / "t.npz", seen)
+    trajectory_picture(tmp_path / "t.npz", tmp_path / "new" / "t.png")
     image = _image(tmp_path / "new" / "t.png")
     assert len(np.unique(image.reshape(-1, image.shape[-1]), axis=0)) > 100
     # Without pressures there is one panel less.
     seen = seen._replace(pressure=np.full_like(seen.pressure, np.nan))
-    np.savez(tmp_path / "p.npz", timestep_fs=1.0, **seen._asdict())
-    trajectory_picture(tmp_path / "p.npz", tmp_path / "p.png", 0.2)
+    _save(tmp_path / "p.npz", seen)
+    trajectory_picture(tmp_path / "p.npz", tmp_path / "p.png")
     assert (image.shape[0] > _image(tmp_path / "p.png").shape[0]) == periodic
+
+
+def test_trajectory_picture_has_the_tolerance_and_time_step_of_each_replica(tmp_path, monkeypatch):
+    figures, seen, timestep = [], _observation(), np.array([1.0, 1.0, 0.5, 2.0])
+    monkeypatch.setattr("haljax.report.hal.save", lambda figure, path: figures.append(figure))
+    _save(tmp_path / "t.npz", seen, tolerance=np.array([0.2, 0.2, 0.2, 0.4]), timestep_fs=timestep)
+    trajectory_picture(tmp_path / "t.npz", tmp_path / "t.png")
+    criterion = figures[0].axes[1]
+    curves = [line.get_xdata() for line in criterion.lines if len(line.get_xdata()) == len(seen.step)]
+    np.testing.assert_array_equal(np.transpose(curves), np.where(seen.step >= 0, seen.step * timestep[None], np.nan))
+    assert {"tolerance 0.2", "tolerance 0.4"} == {text.get_text() for text in criterion.texts}
 
 
 def test_trajectory_picture_of_replicas_that_came_to_nothing(tmp_path):
     seen = _observation(checks=3, replicas=2)
-    nothing = {
-        name: np.full_like(values, -1 if values.dtype == int else np.nan) for name, values in seen._asdict().items()
-    }
-    nothing["step"][0, 0], nothing["status"][0, 0] = 10, 6
-    np.savez(tmp_path / "t.npz", timestep_fs=1.0, **nothing)
-    trajectory_picture(tmp_path / "t.npz", tmp_path / "t.png", 0.2)
+    nothing = Observation(*(np.full_like(values, -1 if values.dtype == int else np.nan) for values in seen))
+    nothing.step[0, 0], nothing.status[0, 0] = 10, 6
+    _save(tmp_path / "t.npz", nothing)
+    trajectory_picture(tmp_path / "t.npz", tmp_path / "t.png")
     assert _image(tmp_path / "t.png").size
 
 
@@ -230,8 +245,8 @@ def test_pictures_leave_pyplot_alone(tmp_path):
     import matplotlib
 
     before = dict(matplotlib.rcParams)
-    np.savez(tmp_path / "t.npz", timestep_fs=1.0, **_observation()._asdict())
-    trajectory_picture(tmp_path / "t.npz", tmp_path / "t.png", 0.2)
+    _save(tmp_path / "t.npz", _observation())
+    trajectory_picture(tmp_path / "t.npz", tmp_path / "t.png")
     assert dict(matplotlib.rcParams) == before
 
 
@@ -269,7 +284,7 @@ def test_an_attractive_hole_is_warned_of(campaign, model):
     # The first pair function keeps its sign, so that one sign of its coefficient attracts at all distances.
     curve = dimers(_doctored(model, 1.0), [])[1]
     attractive = -5.0 * np.sign(curve.fitted[np.argmax(np.abs(curve.fitted))])
-    page = write_report(campaign(model=_doctored(model, attractive))).read_text("utf-8")
+    page = write_report(campaign(1, tested=False, model=_doctored(model, attractive))).read_text("utf-8")
     assert "Attractive hole in Al–Cu" in page
     assert page.count('role="alert"') == 1
 
@@ -282,5 +297,5 @@ def test_an_attractive_hole_is_warned_of(campaign, model):
 
 
 def test_a_repulsive_curve_is_not_warned_of(campaign, model):
-    page = write_report(campaign(model=_doctored(model, 0.0))).read_text("utf-8")
+    page = write_report(campaign(1, tested=False, model=_doctored(model, 0.0))).read_text("utf-8")
     assert "Attractive hole" not in page

@@ -1,0 +1,3 @@
+from haljax.cli import main
+
+main()

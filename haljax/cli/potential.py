@@ -1,0 +1,162 @@
+"""Fit, evaluate, select, update and calibrate a potential, without a campaign."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from haljax.cli.base import FILE, Command
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+
+def _read(path: Path) -> list[Atoms]:
+    """All structures of a file."""
+    from haljax.structures import read_structures
+
+    return read_structures(path)
+
+
+@contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Put the file before what is said of a structure in it."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+
+
+def _check_output(path: Path) -> None:
+    """Refuse before the work rather than after it."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ValueError(f"{path} cannot be written: give the path of a file in a directory that exists")
+
+
+def _energies(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
+    if value is None or value in ("lsq", "isolated"):
+        return value
+    try:
+        return {e.strip(): float(x) for e, x in (pair.split("=") for pair in value.split(","))}
+    except ValueError as error:
+        raise click.BadParameter("give lsq, isolated or energies in eV such as Al=-3.1,Cu=-3.5") from error
+
+
+@click.command(cls=Command)
+@click.argument("train", type=FILE)
+@click.option("-o", "--output", type=FILE, default="model.npz", show_default=True, help="The model.")
+@click.option("--elements", help="Such as Al,Cu.  [default: those in TRAIN]")
+@click.option("--cutoff", type=float, default=5.0, show_default=True, help="Radius of an environment, Å.")
+@click.option("--order", type=int, default=3, show_default=True, help="Correlation order.")
+@click.option("--max-degree", type=int, default=10, show_default=True, help="Bound on the sum of n + 1.5 l.")
+@click.option("--e0", callback=_energies, help="lsq, isolated, or Al=-3.1,Cu=-3.5 in eV.  [default: lsq]")
+@click.option("--energy-weight", type=float, help="Of an energy per atom, 1/eV.")
+@click.option("--force-weight", type=float, help="Of a force component, Å/eV.")
+@click.option("--stress-weight", type=float, help="Of a virial component per atom, 1/eV.")
+@click.option("--solver", type=click.Choice(["brr", "ard"]), help="One prior precision, or one each.")
+@click.option("--smoothness", type=float, help="Power of the smoothness prior.")
+@click.option("--test", type=FILE, help="Labelled structures to evaluate the model on.")
+def fit(
+    train: Path,
+    output: Path,
+    elements: str | None,
+    cutoff: float,
+    order: int,
+    max_degree: int,
+    test: Path | None,
+    **settings: Any,
+) -> None:
+    """Fit a potential to the labelled structures in TRAIN."""
+    import haljax as hx
+
+    _check_output(output)
+    structures, tests = _read(train), _read(test) if test else []
+    symbols = (
+        elements.replace(",", " ").split() if elements else sorted({e for atoms in structures for e in atoms.symbols})
+    )
+    basis = hx.ace_basis(symbols, cutoff, order, max_degree)
+    with _about(train):
+        model = hx.fit(basis, structures, **{k: v for k, v in settings.items() if v is not None})
+        table = hx.evaluate(model, structures)
+    model.save(output)
+    click.echo(f"{len(basis)} functions, {len(structures)} structures: {output}\n\nerrors on {train}\n{table}")
+    if test:
+        with _about(test):
+            click.echo(f"\nerrors on {test}\n{hx.evaluate(model, tests)}")
+
+
+@click.command(cls=Command)
+@click.argument("model", type=FILE)
+@click.argument("test", type=FILE)
+@click.option("--json", "as_json", is_flag=True, help="JSON rather than a table.")
+def evaluate(model: Path, test: Path, as_json: bool) -> None:
+    """Errors of MODEL on the labelled structures in TEST."""
+    import json
+
+    import haljax as hx
+
+    loaded, structures = hx.load(model), _read(test)
+    with _about(test):
+        table = hx.evaluate(loaded, structures)
+    known = {g: {k: None if x != x else x for k, x in row.items()} for g, row in table.rows.items()}  # JSON has no NaN
+    click.echo(json.dumps(known) if as_json else table)
+
+
+@click.command(cls=Command)
+@click.argument("model", type=FILE)
+@click.argument("pool", type=FILE)
+@click.option("-n", "n", type=click.IntRange(min=1), required=True, help="How many.")
+@click.option("-o", "--output", type=FILE, default="picked.xyz", show_default=True, help="The structures picked.")
+def select(model: Path, pool: Path, n: int, output: Path) -> None:
+    """Pick the N structures of POOL that MODEL would learn most from; no labels needed."""
+    from ase.io import write
+
+    import haljax as hx
+
+    _check_output(output)
+    loaded, structures = hx.load(model), _read(pool)
+    with _about(pool):
+        picked = hx.select(loaded, structures, n)
+    write(output, [structures[i] for i in picked], format="extxyz")
+    click.echo(f"picked {', '.join(map(str, picked))} (counted from 0): {output}")
+
+
+@click.command(cls=Command)
+@click.argument("model", type=FILE)
+@click.argument("new", type=FILE)
+@click.option("-o", "--output", type=FILE, default="model.npz", show_default=True, help="The updated model.")
+def update(model: Path, new: Path, output: Path) -> None:
+    """Teach MODEL the labelled structures in NEW, at fixed hyperparameters."""
+    import haljax as hx
+
+    _check_output(output)
+    loaded, structures = hx.load(model), _read(new)
+    with _about(new):
+        updated = hx.update(loaded, structures)
+        before, after = (hx.evaluate(m, structures) for m in (loaded, updated))
+    updated.save(output)
+    click.echo(f"{updated.n_structures} structures: {output}")
+    click.echo(f"\nerrors on {new} before\n{before}\n\nafter\n{after}")
+
+
+@click.command(cls=Command)
+@click.argument("model", type=FILE)
+@click.argument("held_out", type=FILE)
+@click.option("-o", "--output", type=FILE, default="model.npz", show_default=True, help="The calibrated model.")
+def calibrate(model: Path, held_out: Path, output: Path) -> None:
+    """Scale the uncertainties of MODEL to its errors on the labelled structures in HELD_OUT."""
+    import haljax as hx
+
+    _check_output(output)
+    loaded, structures = hx.load(model), _read(held_out)
+    with _about(held_out):
+        calibrated, calibration = hx.calibrate(loaded, structures)
+    calibrated.save(output)
+    click.echo(f"{calibration}\n{output}")
+
+
+COMMANDS = (fit, evaluate, select, update, calibrate)

@@ -1,0 +1,236 @@
+"""The config of a campaign for a free energy."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, Strict, ValidationInfo, field_validator, model_validator
+
+from haljax.config.tables import Config, Count, ExistingFile, NotNegative, Positive, RunDirectory, Table, plain_data
+
+# Keys on which no result depends, or that may be raised to go on: they may differ on resumption.
+MAY_CHANGE_FREE_ENERGY = frozenset(
+    {"directory", "stop", "sampling.workers", "sampling.timeout_s", "sampling.max_attempts"}
+)
+
+Integers = Annotated[tuple[int, int, int], Strict(False)]
+Matrix = Annotated[tuple[Integers, Integers, Integers], Strict(False)]
+Numbers = Annotated[tuple[float, ...], Strict(False), Field(min_length=1)]
+Positives = Annotated[tuple[Positive, ...], Strict(False), Field(min_length=1)]
+Counts = Annotated[tuple[Count, ...], Strict(False), Field(min_length=1)]
+
+
+class LatticeModel(Table):
+    """``[lattice]``: the Hamiltonian."""
+
+    expansion: ExistingFile
+    """file of a cluster expansion: haljax's own .json, icet's .ce or smol's .mson"""
+    supercell: Matrix
+    """3 x 3 integers; the columns are the vectors of the simulated cell in primitive vectors"""
+    allow_aliasing: bool = False
+    """accept a cell so small that clusters meet their own images"""
+
+
+class Wave(Table):
+    """The modulation ``values[(q . R + offset) mod len(values)]`` of the cells R."""
+
+    q: Integers
+    """three integers"""
+    offset: int = 0
+    """phase, in steps of the values"""
+    values: Annotated[tuple[int, ...], Strict(False), Field(min_length=1)] = (1, 1, -1, -1)
+    """list of integers, one period of the modulation"""
+
+
+class OrderParameters(Table):
+    """``[order_parameters]``: what the free energy is a function of."""
+
+    species: str
+    """the species whose fraction is counted"""
+    cell: Matrix
+    """3 x 3 integers; the columns are the vectors of the commensurate cell in primitive vectors"""
+    waves: Annotated[tuple[Wave, ...], Strict(False), Field(min_length=1)] | None = None
+    """list of tables {q = […], offset = …}, one an order parameter; q = [0, 0, 0] is the composition"""
+    patterns: Annotated[tuple[Numbers, ...], Strict(False), Field(min_length=1)] | None = None
+    """in place of waves: list of rows, the modulation on the sublattices of the cell"""
+
+    wells: Annotated[tuple[Numbers, ...], Strict(False)] = ()
+    """list of the known ordered states, one of each kind; symmetry gives the others"""
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        if (self.waves is None) == (self.patterns is None):
+            raise ValueError("give either waves or patterns")
+        d = len(self.waves or self.patterns or ())
+        if any(len(well) != d for well in self.wells):
+            raise ValueError(f"each of the wells should have {d} numbers, one for each order parameter")
+        return self
+
+
+class Sampling(Table):
+    """``[sampling]``: Monte Carlo in umbrella windows."""
+
+    temperature_K: Positives
+    """list of temperatures, K"""
+    phi: Positives
+    """list of the strengths of the bias, eV, one for each order parameter"""
+    precision: Positives = (1e-3,)
+    """list of the absolute precisions of the order parameters at which a window has converged, or one for all"""
+    min_passes: Count = 500
+    """passes of a window at least"""
+    max_passes: Count = 5000
+    """passes of a window at most"""
+    windows_per_job: Count = 64
+    """windows sampled together"""
+    workers: Count = Field(default_factory=lambda: os.cpu_count() or 1)
+    """jobs sampled at once"""
+    timeout_s: Positive | None = None
+    """longest time for one job, s"""
+    max_attempts: Count = 2
+    """a job that failed so often is given up"""
+
+
+class Network(Table):
+    """``[network]``: the integrable network."""
+
+    degree: Count = 6
+    """of the invariant polynomials that it sees"""
+    widths: Counts = (64, 64)
+    """list of the widths of the hidden layers"""
+    activation: Literal["tanh", "softplus"] = "tanh"
+    """of the hidden layers"""
+    ideal: bool = True
+    """add the free energy of the ideal solution, so that mu diverges at the ends as it must"""
+    members: Annotated[int, Field(ge=2)] = 5
+    """networks of the ensemble"""
+
+
+class Training(Table):
+    """``[training]``: how the network learns; what is absent is `haljax.free_energy.TrainingSettings`'s default."""
+
+    epochs: Count | None = None
+    """passes over the data at most"""
+    learning_rate: Positive | None = None
+    """at the start"""
+    batch: Count | None = None
+    """labels of a step"""
+    hessian_weight: NotNegative | None = None
+    """of the Hessian labels against those of mu"""
+    energy_weight: NotNegative | None = None
+    """of the energy labels against those of mu"""
+    search_trials: Annotated[int, Field(ge=0)] = 0
+    """networks that are tried when an iteration brings nothing; 0 for no search"""
+
+
+class Criterion(Table):
+    """``[criteria.NAME]``: one way to choose points."""
+
+    points: Count
+    """points of an iteration"""
+    function: str | None = None
+    """dotted path of a criterion of your own; absent for one of haljax's"""
+    from_iteration: Annotated[int, Field(ge=0)] = 0
+    """first iteration in which it chooses"""
+    options: Annotated[dict[str, Any], AfterValidator(plain_data)] = {}
+    """its keyword arguments"""
+
+
+class Choice(Table):
+    """``[choice]``: how the criteria work together."""
+
+    novelty: bool = True
+    """thin out what is near to known points"""
+    weighting: bool = True
+    """shift points to the criteria that improve the model most"""
+    target_from_iteration: Annotated[int, Field(ge=0)] = 1
+    """iteration from which kappa is set such that the window ends at its target"""
+
+
+class FreeEnergyTest(Table):
+    """``[test]``: windows that are never learned from."""
+
+    points: Count | None = None
+    """windows at space-filling points, sampled at the start"""
+    file: ExistingFile | None = None
+    """text file with a header that names columns kappa_i, eta_i, phi_i, T, mu_i"""
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.points is None and self.file is None:
+            raise ValueError("give points or file, or leave the table out")
+        return self
+
+
+class FreeEnergyStop(Table):
+    """``[stop]``: when it is enough; the first limit that is met counts."""
+
+    max_iterations: Count | None = None
+    """iterations after the first"""
+    max_labels: Count | None = None
+    """windows sampled"""
+    tolerance: Positive | None = None
+    """stop when the error of mu_0 predicted for new windows stayed below it, eV"""
+    patience: Count = 2
+    """iterations for which it has to"""
+    max_wall_s: Positive | None = None
+    """wall time, s"""
+
+    @model_validator(mode="after")
+    def _stops(self) -> Self:
+        limits = ("max_iterations", "max_labels", "tolerance", "max_wall_s")
+        if all(getattr(self, limit) is None for limit in limits):
+            raise ValueError(f"it would never stop; give at least one of {', '.join(limits)}")
+        return self
+
+
+class FreeEnergyConfig(Config):
+    """All of a config."""
+
+    directory: RunDirectory
+    """the run directory, which is made when missing"""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """of all random numbers"""
+    lattice: LatticeModel
+    """a table [lattice] with the keys expansion and supercell"""
+    order_parameters: OrderParameters
+    """a table [order_parameters] with the keys species, cell and waves"""
+    sampling: Sampling
+    """a table [sampling] with the keys temperature_K and phi"""
+    network: Network = Network()
+    """table of the network"""
+    training: Training = Training()
+    """table of its training"""
+    criteria: Annotated[dict[str, Criterion], Field(min_length=1)]
+    """tables [criteria.NAME], each with the key points"""
+    choice: Choice = Choice()
+    """table on how the criteria work together"""
+    test: FreeEnergyTest | None = None
+    """table of the test set"""
+    stop: FreeEnergyStop
+    """a table [stop] with at least one of max_iterations, max_labels, tolerance, max_wall_s"""
+
+    @field_validator("sampling")
+    @classmethod
+    def _one_each(cls, sampling: Sampling, info: ValidationInfo) -> Sampling:
+        if "order_parameters" in info.data:
+            given = info.data["order_parameters"]
+            d = len(given.waves or given.patterns or ())
+            if len(sampling.phi) != d:
+                raise ValueError(f"phi has {len(sampling.phi)} numbers for {d} order parameters; give one for each")
+            if len(sampling.precision) not in (1, d):
+                raise ValueError(f"precision has {len(sampling.precision)} numbers; give {d}, or one for all")
+        return sampling
+
+    @field_validator("criteria")
+    @classmethod
+    def _known(cls, criteria: dict[str, Criterion]) -> dict[str, Criterion]:
+        find = import_module("haljax.free_energy.criteria").find
+        for name, criterion in criteria.items():
+            find(criterion.function or name)
+        if all(criterion.from_iteration > 0 for criterion in criteria.values()):
+            raise ValueError(
+                "none of them chooses points in iteration 0, in which there is no model; add space_filling"
+            )
+        return criteria
