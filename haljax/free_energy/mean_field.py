@@ -1,0 +1,182 @@
+"""Order-parameter mean field: a free energy known in closed form, in any number of order parameters.
+
+The energy of N cells depends on the order parameters alone, ``E = N Phi(eta)``, and the states of n_s sublattices
+are counted exactly, so that for N -> infinity
+
+    g(eta, T) = Phi(eta) + kT / n_s sum_k [x_k ln x_k + (1 - x_k) ln(1 - x_k)],    x = sublattices @ eta.
+
+One sublattice and a quadratic Phi is the regular solution of Bragg & Williams, Proc. R. Soc. A 145, 699 (1934),
+doi:10.1098/rspa.1934.0132; Phi of invariant polynomials has the wells, walls and symmetry of a real ordering system,
+and every label costs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import xlogy
+
+from haljax.free_energy.data import Labels, labels
+from haljax.free_energy.minimise import minimise
+from haljax.lattice.polytope import Polytope, pull_inside
+from haljax.lattice.units import KB
+
+
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class MeanField:
+    """A surface like a trained one, exact. Make it with `mean_field`.
+
+    Energies are eV per cell; eta has shape (..., d), temperatures (K) are () or (...). Where a sublattice is empty or
+    full, derivatives are infinite; outside the domain everything is NaN.
+
+    Attributes
+    ----------
+    interaction : eta (d,) -> () eV, the energy Phi; static: the same function is the same program.
+    sublattices : (n_s, d).
+    """
+
+    interaction: Callable[[jax.Array], jax.Array] = field(metadata={"static": True})
+    sublattices: Any
+
+    def energy(self, eta: Any) -> jax.Array:
+        """Phi (...)."""
+        return _batched(self.interaction, eta)
+
+    @jax.jit
+    def free_energy(self, eta: Any, temperature: Any) -> jax.Array:
+        """g (...)."""
+        x, kT = self._fractions(eta, temperature)
+        return self.energy(eta) + kT * jnp.mean(xlogy(x, x) + xlogy(1 - x, 1 - x), axis=-1)
+
+    @jax.jit
+    def chemical_potential(self, eta: Any, temperature: Any) -> jax.Array:
+        """dg/d eta (..., d)."""
+        x, kT = self._fractions(eta, temperature)
+        return _batched(jax.grad(self.interaction), eta) + kT[..., None] / x.shape[-1] * (
+            (jnp.log(x) - jnp.log1p(-x)) @ jnp.asarray(self.sublattices, x.dtype)
+        )
+
+    @jax.jit
+    def hessian(self, eta: Any, temperature: Any) -> jax.Array:
+        """d^2 g/d eta^2 (..., d, d)."""
+        x, kT = self._fractions(eta, temperature)
+        S = jnp.asarray(self.sublattices, x.dtype)
+        ideal = jnp.einsum("...k,ki,kj->...ij", 1 / (x * (1 - x)), S, S) / x.shape[-1]
+        return _batched(jax.hessian(self.interaction), eta) + kT[..., None, None] * ideal
+
+    def _fractions(self, eta: Any, temperature: Any) -> tuple[jax.Array, jax.Array]:
+        x = jnp.asarray(eta) @ jnp.asarray(self.sublattices, jnp.asarray(eta).dtype).T
+        return x, KB * jnp.broadcast_to(jnp.asarray(temperature, x.dtype), x.shape[:-1])
+
+
+def mean_field(interaction: Callable[[jax.Array], jax.Array], sublattices: Any) -> MeanField:
+    """The mean field of an energy Phi: eta (d,) -> () eV per cell, on sublattices (n_s, d).
+
+    Raises
+    ------
+    ValueError
+        `sublattices` is not a finite matrix, or Phi does not take (d,) to a scalar.
+    """
+    S = np.asarray(sublattices, float)
+    if S.ndim != 2 or not np.isfinite(S).all():
+        raise ValueError(f"sublattices of shape {S.shape}: give a finite (sublattices, order parameters) matrix")
+    shape = jax.eval_shape(interaction, jax.ShapeDtypeStruct((S.shape[1],), float)).shape
+    if shape != ():
+        raise ValueError(f"the interaction gives shape {shape} for one eta of shape ({S.shape[1]},): give a scalar")
+    return MeanField(interaction, S)
+
+
+def regular_solution(critical_temperature: float) -> MeanField:
+    """The symmetric regular solution in one composition, ``Phi = 2 k T_c x (1 - x)``.
+
+    Below T_c it separates into x and 1 - x with ``2 x - 1 = tanh((2 x - 1) T_c / T)``; it is unstable where
+    ``4 x (1 - x) > T / T_c``.
+    """
+    w = 2 * KB * critical_temperature
+    return mean_field(lambda eta: w * eta[0] * (1 - eta[0]), [[1.0]])
+
+
+def exact_labels(
+    field: MeanField, eta: Any, temperature: Any, *, key: jax.Array | None = None, mu_error: Any = 0.0
+) -> Labels:
+    """Labels of `field` at points (n, d): mu, with Gaussian noise of standard error `mu_error` if a key is given,
+    energies and Hessians.
+
+    Raises
+    ------
+    ValueError
+        Points outside the domain or on its boundary.
+    """
+    mu = np.asarray(field.chemical_potential(eta, temperature))
+    outside = np.flatnonzero(~np.isfinite(mu).all(axis=1))
+    if outside.size:
+        raise ValueError(
+            f"{outside.size} points are not inside the domain, first row {outside[0]}: every sublattice's fraction "
+            "must lie between 0 and 1"
+        )
+    error = np.broadcast_to(np.asarray(mu_error, float), mu.shape)
+    if key is not None:
+        mu = mu + error * np.asarray(jax.random.normal(key, mu.shape))
+    return labels(eta, temperature, mu, error, field.energy(eta), 0.0, field.hessian(eta, temperature), 0.0)
+
+
+class _Biased(NamedTuple):
+    field: MeanField
+    kappa: Any  # (n, d)
+    phi: Any  # (n, d)
+
+    def free_energy(self, eta: jax.Array, temperature: Any) -> jax.Array:
+        return self.field.free_energy(eta, temperature) + jnp.sum(self.phi * (eta - self.kappa) ** 2, axis=-1)
+
+    def chemical_potential(self, eta: jax.Array, temperature: Any) -> jax.Array:
+        return self.field.chemical_potential(eta, temperature) + 2 * self.phi * (eta - self.kappa)
+
+    def hessian(self, eta: jax.Array, temperature: Any) -> jax.Array:
+        return self.field.hessian(eta, temperature) + jax.vmap(jnp.diag)(2 * self.phi)
+
+
+def biased_labels(
+    key: jax.Array,
+    field: MeanField,
+    domain: Polytope,
+    kappa: Any,
+    phi: Any,
+    temperature: float,
+    *,
+    n_cells: int = 6912,
+    samples: int = 1000,
+) -> Labels:
+    """What umbrella windows ``g + sum_i phi_i (eta_i - kappa_i)^2`` would measure on `n_cells` cells.
+
+    Every window stands at its most probable eta and fluctuates with covariance ``kT/N (H + 2 phi)^-1``; the mean of
+    so many independent `samples` gives eta, and ``mu = -2 phi (<eta> - kappa)`` with the error that follows. In a
+    window that the bias does not make convex the labels are those of one of its minima.
+
+    Parameters
+    ----------
+    kappa : (n, d); phi : (d,) or (n, d), eV.
+    """
+    kappa = jnp.asarray(kappa)
+    phi = jnp.broadcast_to(jnp.asarray(phi, kappa.dtype).reshape(-1, kappa.shape[-1]), kappa.shape)
+    centre = domain.chebyshev_centre()[0][None, :]
+    start = jnp.asarray(pull_inside(domain, centre, np.asarray(kappa), margin=0.01))
+    biased = _Biased(field, kappa, phi)
+    eta = minimise(biased, domain, start, temperature).eta
+    hessian = field.hessian(eta, temperature)
+    covariance = KB * temperature / n_cells * jnp.linalg.inv(biased.hessian(eta, temperature)) / samples
+    noise = jax.random.normal(key, eta.shape)
+    eta = eta + jnp.einsum("nij,nj->ni", jnp.linalg.cholesky(covariance), noise)
+    error = 2 * phi * jnp.sqrt(jnp.diagonal(covariance, axis1=1, axis2=2))
+    return labels(eta, temperature, -2 * phi * (eta - kappa), error, field.energy(eta), None, hessian, 0.0)
+
+
+def _batched(function: Callable[[jax.Array], jax.Array], eta: Any) -> jax.Array:
+    eta = jnp.asarray(eta)
+    values = jax.vmap(function)(eta.reshape(-1, eta.shape[-1]))
+    return values.reshape(eta.shape[:-1] + values.shape[1:])

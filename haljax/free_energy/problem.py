@@ -1,0 +1,70 @@
+"""What a config describes: the Hamiltonian, its order parameters, and the network that fits them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from haljax.config.free_energy import FreeEnergyConfig, LatticeModel
+from haljax.config.free_energy import OrderParameters as OrderParametersTable
+from haljax.free_energy.network import Network
+from haljax.lattice.crystal import Lattice
+from haljax.lattice.expansion import ClusterExpansion, check_range, load_expansion
+from haljax.lattice.invariants import invariants
+from haljax.lattice.order_parameters import OrderParameters, Wave, order_parameters
+from haljax.lattice.supercell import Supercell
+
+class Problem(NamedTuple):
+    """The static parts of a campaign; ``d`` is the number of order parameters."""
+
+    expansion: ClusterExpansion
+    supercell: Supercell
+    order_parameters: OrderParameters
+    network: Network
+    d: int
+
+
+def problem(config: FreeEnergyConfig) -> Problem:
+    """Build what a config describes.
+
+    Raises
+    ------
+    ValueError : the expansion cannot be read, its clusters do not fit the supercell, or the order parameters are not
+        commensurate with it or not closed under the space group.
+    """
+    expansion, supercell = hamiltonian(config.lattice)
+    op = order_parameters_of(expansion.lattice, config.order_parameters)
+    op.counters(supercell)  # fail here rather than in every worker
+    c = config.network
+    network = Network(
+        invariants=invariants(op.group, c.degree),
+        sublattices=op.S if c.ideal else None,
+        widths=c.widths,
+        activation=c.activation,
+        temperature=len(config.sampling.temperature_K) > 1,
+    )
+    return Problem(expansion, supercell, op, network, len(op.patterns))
+
+
+@lru_cache(maxsize=1)
+def hamiltonian(table: LatticeModel) -> tuple[ClusterExpansion, Supercell]:
+    """The cluster expansion and the simulated cell."""
+    expansion = load_expansion(table.expansion)
+    supercell = Supercell(table.supercell, expansion.lattice.n_sites)
+    check_range(expansion, supercell, allow_aliasing=table.allow_aliasing)
+    return expansion, supercell
+
+
+@lru_cache(maxsize=1)
+def order_parameters_of(lattice: Lattice, table: OrderParametersTable) -> OrderParameters:
+    """The order parameters that a table describes, counted on every site that may hold the species."""
+    sites = [s for s in lattice.active if table.species in lattice.species[s]]
+    if not sites:
+        choices = sorted({name for s in lattice.active for name in lattice.species[s]})
+        raise ValueError(
+            f"order_parameters.species = {table.species!r} is not a species that any site may hold or not; "
+            f"choose one of {', '.join(choices)}"
+        )
+    species = lattice.species[sites[0]].index(table.species)
+    waves = None if table.waves is None else [Wave(wave.q, wave.offset, wave.values) for wave in table.waves]
+    return order_parameters(lattice, table.cell, waves, table.patterns, species, sites)

@@ -1,0 +1,93 @@
+"""The truth of a free energy: Monte Carlo in umbrella windows, in a worker process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from haljax.free_energy.data import Labels, labels
+
+if TYPE_CHECKING:
+    from haljax.config.free_energy import LatticeModel, OrderParameters, Sampling
+
+
+class Windows:
+    """A callable for the oracle: umbrella windows -> labels.
+
+    The payload has "temperature" (W,) in K, "kappa" and "phi" (W, d) in eV, and "seed". The result's "windows" are W
+    dicts of plain data: "label" has the fields of `haljax.free_energy.Labels` for one point (None where unknown), beside
+    "converged", "passes", "equilibration" and "acceptance".
+    """
+
+    def __init__(self, lattice: LatticeModel, order_parameters: OrderParameters, sampling: Sampling) -> None:
+        self._lattice, self._order_parameters, self._sampling = lattice, order_parameters, sampling
+
+    def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        import jax
+
+        from haljax.free_energy.problem import hamiltonian, order_parameters_of
+        from haljax.lattice.monte_carlo import Conditions
+        from haljax.lattice.windows import sample_windows
+
+        with jax.enable_x64(True):  # a worker process does not inherit what the campaign's process has set
+            expansion, supercell = hamiltonian(self._lattice)
+            s = self._sampling
+            found = sample_windows(
+                jax.random.key(payload["seed"]),
+                expansion,
+                supercell,
+                order_parameters_of(expansion.lattice, self._order_parameters),
+                Conditions(*(np.asarray(payload[name], float) for name in ("temperature", "kappa", "phi"))),
+                precision=s.precision if len(s.precision) > 1 else s.precision[0],
+                min_passes=s.min_passes,
+                max_passes=s.max_passes,
+                aliasing=self._lattice.allow_aliasing,
+                overreach=1.0,  # a kappa that is aimed at a target beside the boundary may lie outside
+            )
+        windows = [
+            {
+                "label": {
+                    name: _plain(getattr(found, name)[w])
+                    for name in (
+                        "eta", "temperature", "mu", "mu_error", "energy", "energy_error", "hessian", "hessian_error",
+                    )
+                },
+                "converged": bool(found.converged[w]),
+                "passes": int(found.n_passes[w]),
+                "equilibration": int(found.equilibration[w]),
+                "acceptance": float(found.acceptance[w]),
+            }
+            for w in range(len(found.eta))
+        ]  # fmt: skip
+        return {"windows": windows}
+
+
+def _plain(values: Any) -> Any:
+    """Nested lists with None for what is not finite, as JSON has it."""
+    array = np.asarray(values, float)
+    if array.ndim:
+        return [_plain(value) for value in array]
+    return float(array) if np.isfinite(array) else None
+
+
+def published(path: str | Path, d: int) -> Labels:
+    """Windows from a text file with a header line that names columns kappa_i, eta_i, phi_i, T and mu_i.
+
+    Raises
+    ------
+    ValueError : a column is missing, or the rows do not fit the header.
+    """
+    with open(path) as file:
+        names = file.readline().lstrip("#").split()
+    wanted = [f"{name}_{i}" for name in ("eta", "mu") for i in range(d)] + ["T"]
+    if missing := [name for name in wanted if name not in names]:
+        raise ValueError(f"{path} has no column {', '.join(missing)}: its first line must name the columns")
+    rows = np.loadtxt(path, skiprows=1, ndmin=2)
+    if rows.shape[1] != len(names):
+        raise ValueError(f"{path} has rows of {rows.shape[1]} numbers under a header of {len(names)} names")
+    column = {name: rows[:, i] for i, name in enumerate(names)}
+    eta, mu = (np.stack([column[f"{name}_{i}"] for i in range(d)], axis=1) for name in ("eta", "mu"))
+    return labels(eta, column["T"], mu)

@@ -1,0 +1,198 @@
+"""The campaign for a free energy, with the exact mean field in place of Monte Carlo where that is enough."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from haljax.campaign import CampaignExists, CampaignMismatch, read_journal
+from haljax.free_energy.campaign import FreeEnergy
+from haljax.free_energy.data import Labels
+from haljax.free_energy.mean_field import biased_labels, mean_field
+from haljax.free_energy.sampling import published
+from haljax.lattice.clusters import orbits
+from haljax.lattice.crystal import lattice
+from haljax.lattice.expansion import ClusterExpansion, save_expansion
+
+SQUARE = lattice(np.diag([1.0, 1.0, 3.0]), [[0, 0, 0]], [["A", "B"]])
+W = 0.04  # eV, of the ordering
+
+
+class Exact:
+    """Windows of the two-sublattice mean field Phi = W (eta_0^2 - eta_1^2); fails on request."""
+
+    def __init__(self, fail: str = "") -> None:
+        self.fail = fail
+
+    def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        if self.fail:
+            raise RuntimeError(self.fail)
+        with jax.enable_x64(True):
+            from haljax.lattice.polytope import from_sublattices
+
+            S = np.array([[1.0, 1.0], [1.0, -1.0]])
+            field = mean_field(_energy, S)
+            found = biased_labels(
+                jax.random.key(payload["seed"]), field, from_sublattices(S), payload["kappa"], payload["phi"][0],
+                payload["temperature"][0],
+            )  # fmt: skip
+        windows = []
+        for w in range(len(found)):
+            row = {name: np.asarray(value)[w] for name, value in vars(found).items()}
+            label = {name: _plain(value) for name, value in row.items()}
+            windows.append(
+                {"label": label, "converged": w % 7 != 3, "passes": 100, "equilibration": 10, "acceptance": 0.3}
+            )
+        return {"windows": windows}
+
+
+def _energy(eta: jax.Array) -> jax.Array:
+    return W * (eta[0] ** 2 - eta[1] ** 2)
+
+
+def _plain(value: Any) -> Any:
+    if np.ndim(value):
+        return [_plain(v) for v in value]
+    return float(value) if np.isfinite(value) else None
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("square")
+    found = orbits(SQUARE, {2: 1.01})
+    save_expansion(ClusterExpansion(SQUARE, found, (0.0, 0.0, W)), folder / "square.json")
+    return folder
+
+
+def config(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
+    return {
+        "directory": str(folder / name),
+        "lattice": {"expansion": str(folder / "square.json"), "supercell": [[8, 0, 0], [0, 8, 0], [0, 0, 1]]},
+        "order_parameters": {
+            "species": "B",
+            "cell": [[1, 1, 0], [1, -1, 0], [0, 0, 1]],
+            "waves": [{"q": [0, 0, 0], "values": [1]}, {"q": [1, 1, 0], "values": [1, -1]}],
+            "wells": [[0.5, 0.5]],
+        },
+        "sampling": {"temperature_K": [300], "phi": [1.0, 0.5], "workers": 1, "windows_per_job": 8},
+        "network": {"degree": 4, "widths": [16], "members": 2},
+        "training": {"epochs": 40},
+        "criteria": {"billiard": {"points": 10}, "setting_wells": {"points": 4}},
+        "test": {"points": 8},
+        "stop": {"max_iterations": 1},
+    } | changes
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    events: list[dict[str, Any]] = []
+    result = FreeEnergy(config(folder, "whole"), sampler=Exact(), progress=events.append).run()
+    return folder / "whole", result, events
+
+
+def records(directory: Path, kind: str) -> list[dict[str, Any]]:
+    return [record for record in read_journal(directory / "journal.jsonl") if record["type"] == kind]
+
+
+def test_a_campaign_learns_and_leaves_what_it_did(whole):
+    directory, result, events = whole
+    assert "1 iterations done" in result.reason
+    iterations = records(directory, "iteration")
+    assert [r["iteration"] for r in iterations] == [0, 1]
+    assert iterations[1]["labels"] == 28 == sum(w["role"] == "train" for w in records(directory, "label"))
+    assert result.errors is not None and result.errors.shape == (2,)
+    # the spread of mu over the domain is some 0.05 eV; two dozen windows teach most of it
+    assert np.all(result.errors < 0.02)
+    assert (directory / "surface.npz").exists()
+    page = (directory / "report.html").read_text()
+    assert "Free energy" in page and "did not converge" in page and page.count("<img") >= 4
+    stages = {event["stage"] for event in events}
+    assert stages >= {"choose", "sample", "train", "iteration", "report", "stop"}
+
+
+@pytest.mark.parametrize(("stage", "iteration"), [("sample", 0), ("train", 1)])
+def test_an_interrupted_campaign_resumes_to_the_same_result(whole, folder, stage, iteration):
+    directory, _, _ = whole
+    name = f"interrupted-{stage}"
+
+    def interrupt(event: dict[str, Any]) -> None:
+        if event["stage"] == stage and event.get("iteration") == iteration and event.get("done", 1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        FreeEnergy(config(folder, name), sampler=Exact(), progress=interrupt).run()
+    FreeEnergy(config(folder, name), sampler=Exact(), resume=True).run()
+    for kind in ("label", "request"):
+        ours, theirs = ({r.get("id", r["iteration"]): r for r in records(d, kind)} for d in (directory, folder / name))
+        assert ours == theirs
+    first, second = (np.load(d / "surface.npz", allow_pickle=False) for d in (directory, folder / name))
+    for leaf in first.files:
+        np.testing.assert_array_equal(first[leaf], second[leaf])
+
+
+def test_a_directory_belongs_to_one_campaign(whole, folder):
+    with pytest.raises(CampaignExists, match="pass --resume"):
+        FreeEnergy(config(folder, "whole"), sampler=Exact()).run()
+    with pytest.raises(CampaignMismatch, match=r"seed: was 0, now 1"):
+        FreeEnergy(config(folder, "whole", seed=1), sampler=Exact(), resume=True).run()
+
+
+def test_another_hamiltonian_under_the_same_name_is_noticed(folder):
+    again = config(folder, "swapped", criteria={"billiard": {"points": 2}})
+    with pytest.raises(KeyboardInterrupt):
+        FreeEnergy(again, sampler=Exact(), progress=_stop_at("sample")).run()
+    path = folder / "square.json"
+    before = path.read_text()
+    try:
+        path.write_text(before.replace(f'"eci": {W}', '"eci": 0.05'))
+        with pytest.raises(CampaignMismatch, match="hamiltonian: was"):
+            FreeEnergy(again, sampler=Exact(), resume=True).run()
+    finally:
+        path.write_text(before)
+
+
+def _stop_at(stage: str):
+    def progress(event: dict[str, Any]) -> None:
+        if event["stage"] == stage:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_windows_that_all_fail_end_it_with_the_reason(folder):
+    broken = config(folder, "broken", test=None)
+    with pytest.raises(RuntimeError, match="no window of the first iteration could be sampled.*the disk of the node"):
+        FreeEnergy(broken, sampler=Exact("the disk of the node is full")).run()
+    assert all(r["attempts"] == 2 for r in records(folder / "broken", "failed"))
+    result = FreeEnergy(broken, sampler=Exact(), resume=True).run(max_labels=10)
+    assert "labels done" in result.reason and result.errors is None
+
+
+def test_a_supercell_that_does_not_fit_is_refused_before_anything_runs(folder):
+    wrong = config(folder, "wrong")
+    wrong["lattice"] = wrong["lattice"] | {"supercell": [[7, 0, 0], [0, 8, 0], [0, 0, 1]]}
+    with pytest.raises(ValueError, match="not commensurate"):
+        FreeEnergy(wrong).plan()
+    wrong["lattice"] = wrong["lattice"] | {"supercell": [[1, 1, 0], [1, -1, 0], [0, 0, 1]]}
+    with pytest.raises(ValueError, match="outside the supercell's range"):
+        FreeEnergy(wrong).plan()
+    assert not (folder / "wrong").exists()
+
+
+def test_the_plan_says_what_would_run(folder):
+    plan = FreeEnergy(config(folder, "planned")).plan()
+    assert "64 cells" in plan and "billiard 10, setting_wells 4" in plan and "max_iterations = 1" in plan
+
+
+def test_published_rows(tmp_path):
+    (tmp_path / "rows.txt").write_text("# kappa_0 eta_0 T mu_0\n0.5 0.4 300 -0.1\n0.6 0.5 300 0.2\n")
+    found: Labels = published(tmp_path / "rows.txt", 1)
+    np.testing.assert_array_equal(found.eta[:, 0], [0.4, 0.5])
+    np.testing.assert_array_equal(found.mu[:, 0], [-0.1, 0.2])
+    with pytest.raises(ValueError, match="has no column eta_1, mu_1"):
+        published(tmp_path / "rows.txt", 2)

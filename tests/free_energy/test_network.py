@@ -1,0 +1,294 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haljax.free_energy import network as module
+from haljax.free_energy.network import (
+    Network,
+    Surface,
+    bucket,
+    chemical_potential,
+    energy,
+    excess,
+    free_energy,
+    hessian,
+    ideal,
+    idnn,
+    load,
+)
+from haljax.lattice.units import KB
+
+from .half_cube import GROUP as HALF_CUBE_GROUP
+from .half_cube import SUBLATTICES as HALF_CUBE
+from .square import GROUP, INVARIANTS, SUBLATTICES, inside, network
+
+T = 300.0
+
+
+def published(x):
+    """h0 to h11 of LixCoO2 (arXiv:2503.07619)."""
+    x0, x1, x2, x3, x4, x5, x6 = (x[..., i] for i in range(7))
+    pairs = ((x1, x2), (x3, x6), (x4, x5))
+    p2, p4 = ([a**n + b**n for a, b in pairs] for n in (2, 4))
+    both = [a**2 * b**2 for a, b in pairs]
+    power = lambda n: sum(x[..., i] ** n for i in range(1, 7))
+    cross = lambda a, b: sum(a[i] * b[j] for i in range(3) for j in range(3) if i != j)
+    h10 = (x1**2 - x2**2) * (x3 * x5 + x4 * x6) * (x3 * x4 - x5 * x6) + x1 * x2 * (x3**2 - x6**2) * (x4**2 - x5**2)
+    return jnp.stack(
+        [
+            x0,
+            2 / 3 * power(2),
+            8 / 3 * power(4),
+            2 / 3 * cross(p2, p2),
+            16 / 3 * sum(both),
+            32 / 3 * power(6),
+            8 / 3 * cross(p4, p2),
+            16 / 3 * cross(both, p2),
+            32 / 3 * sum(b * a for a, b in zip(p2, both, strict=True)),
+            8 * p2[0] * p2[1] * p2[2],
+            64 / 5 * h10,
+            64 * 5**0.5 * x1 * x2 * x3 * x4 * x5 * x6,
+        ],
+        axis=-1,
+    )
+
+
+def ensemble(net, members=3, seed=0, offset=1.0):
+    params = jax.vmap(net.init)(jax.random.split(jax.random.key(seed), members))
+    return Surface(net, params._replace(offset=offset * jnp.arange(members, dtype=float)))
+
+
+def differences(function, eta, step=1e-5):
+    """Central differences along every coordinate, last axis."""
+    rows = np.eye(len(eta)) * step
+    return np.stack([(function(eta + r) - function(eta - r)) / (2 * step) for r in rows], axis=-1)
+
+
+@pytest.mark.parametrize("activation", ["tanh", "softplus"])
+@pytest.mark.parametrize("temperature", [False, True])
+def test_derivatives(activation, temperature):
+    net = network(activation=activation, temperature=temperature)
+    params = net.init(jax.random.key(1))
+    g, of_mu, of_hessian = (jax.jit(partial(of, net, params)) for of in (free_energy, chemical_potential, hessian))
+    for eta in inside(3):
+        mu = of_mu(eta, T)
+        # truncation h^2 f'''/6 ~ 1e-8, rounding 1e-16 / 1e-5
+        np.testing.assert_allclose(mu, differences(lambda e: g(e, T), eta), atol=1e-8)
+        found = of_hessian(eta, T)
+        np.testing.assert_allclose(found, differences(lambda e: of_mu(e, T), eta), atol=1e-6)
+        np.testing.assert_allclose(found, found.T, atol=1e-14)
+
+
+def test_energy_is_the_derivative_of_beta_g():
+    net = network(temperature=True)
+    params = net.init(jax.random.key(1))._replace(offset=jnp.array(0.7))
+    beta, step = 1 / (KB * T), 1e-3
+    for eta in inside(3):
+        at = jax.jit(lambda b, eta=eta: b * free_energy(net, params, eta, 1 / (KB * b)))
+        slope = (at(beta + step) - at(beta - step)) / (2 * step)
+        np.testing.assert_allclose(energy(net, params, eta, T), slope, atol=1e-9)
+
+
+@pytest.mark.parametrize("sublattices", [SUBLATTICES, HALF_CUBE])
+def test_ideal_term_is_exact(sublattices):
+    d = sublattices.shape[1]
+    net = Network(published if d == 7 else INVARIANTS, sublattices)
+    rng = np.random.default_rng(0)
+    eta = np.concatenate([[0.4], 0.05 * rng.normal(size=d - 1)])
+    x = sublattices @ eta
+    np.testing.assert_allclose(
+        ideal(net, eta, T), KB * T * np.mean(x * np.log(x) + (1 - x) * np.log(1 - x)), rtol=1e-13
+    )
+    params = jax.tree.map(jnp.zeros_like, net.init(jax.random.key(0)))
+    params = params._replace(scaling=net.init(jax.random.key(0)).scaling)
+    mu = KB * T / len(x) * np.log(x / (1 - x)) @ sublattices
+    np.testing.assert_allclose(chemical_potential(net, params, eta, T), mu, rtol=1e-12, atol=1e-15)
+    curvature = KB * T / len(x) * sublattices.T @ np.diag(1 / (x * (1 - x))) @ sublattices
+    np.testing.assert_allclose(hessian(net, params, eta, T), curvature, rtol=1e-12, atol=1e-14)
+    if d == 3:  # and has no part in the energy
+        with_T = replace(net, temperature=True)
+        params = with_T.init(jax.random.key(0))
+        wide = with_T.init(jax.random.key(0))
+        assert energy(with_T, params, eta, T) == energy(replace(with_T), wide, eta, T)
+        bare = lambda T: excess(with_T, params, eta, T)
+        np.testing.assert_allclose(energy(with_T, params, eta, T), bare(T) - T * jax.grad(bare)(T), rtol=1e-12)
+
+
+def test_divergence_at_the_ends_and_beyond():
+    net = network()
+    params = net.init(jax.random.key(0))
+    mu0 = jax.jit(lambda c: chemical_potential(net, params, jnp.array([1.0, 0.0, 0.0]) * c, T)[0])
+    # kT ln x: a hundredth of the vacancies moves mu by kT ln 100
+    np.testing.assert_allclose(mu0(1e-8) - mu0(1e-10), KB * T * np.log(100), rtol=1e-4)
+    np.testing.assert_allclose(mu0(1 - 1e-10) - mu0(1 - 1e-8), KB * T * np.log(100), rtol=1e-4)
+    corners = [[0, 0, 0], [1, 0, 0], [0.5, 0.5, 0], [0.5, -0.5, 0], [1.3, 0.2, 0.1], [-0.2, 0, 0], [0.5, 0.9, 0.8]]
+    for dtype in (jnp.float32, jnp.float64):
+        for of in (free_energy, chemical_potential, hessian):
+            found = jax.jit(jax.vmap(partial(of, net, params), (0, None)))(jnp.array(corners, dtype), T)
+            assert np.all(np.isfinite(found))
+    assert mu0(-0.01) < mu0(0.01) and mu0(1.01) > mu0(0.99)
+
+
+@pytest.mark.parametrize("net, group", [(network(), GROUP), (Network(published, HALF_CUBE), HALF_CUBE_GROUP[::7])])
+def test_mu_has_the_symmetry_of_the_group(net, group):
+    if net.dimension == 7:  # these 384 leave h0 to h9; h10 and h11 have signs that only half of them keep
+        invariant = lambda x: published(x)[..., :10]
+        net = replace(net, invariants=invariant)
+    params = net.init(jax.random.key(2))
+    eta = 0.1 * jax.random.normal(jax.random.key(3), (net.dimension,)) + jnp.eye(net.dimension)[0] * 0.4
+    images = jnp.concatenate([eta[None], group @ eta])
+    mu = np.asarray(jax.jit(jax.vmap(partial(chemical_potential, net, params), (0, None)))(images, T))
+    np.testing.assert_allclose(mu[1:], group @ mu[0], atol=1e-12)
+
+
+def test_anchor():
+    for temperature in (False, True):
+        net = network(temperature=temperature)
+        params = net.init(jax.random.key(4))._replace(offset=jnp.array(0.25))
+        for T in (200.0, 300.0, 900.0):
+            # what is left is kT u ln u at the clip
+            np.testing.assert_allclose(free_energy(net, params, jnp.zeros(3), T), 0.25, atol=1e-12)
+
+
+def test_features_of_their_own():
+    net = network()
+    assert net.inputs() == ((0,), tuple(range(len(INVARIANTS))))
+    assert replace(net, separate=False).inputs() == ((), tuple(range(len(INVARIANTS))))
+    line = Network(lambda eta: eta, [[1.0]])
+    assert line.inputs() == ((0,), ())
+    assert Network(lambda eta: eta**2, dimension=2).inputs() == ((), (0, 1))
+    plain = idnn(INVARIANTS, 3)
+    assert plain.widths == (150, 150, 150) and plain.sublattices is None and not plain.separate
+    assert ideal(plain, jnp.array([0.3, 0.0, 0.0]), T) == 0
+
+
+def test_surface_is_the_mean_of_its_members():
+    surface = ensemble(network(), offset=0.01)
+    eta = jnp.asarray(inside(6)).reshape(2, 3, 3)
+
+    def members(of):
+        each = jax.vmap(of, (None, None, 0, None))
+        found = jax.jit(jax.vmap(each, (None, 0, None, None)), static_argnums=0)(
+            surface.network, surface.params, eta.reshape(6, 3), T
+        )
+        return found.reshape(3, 2, 3, *found.shape[2:])
+
+    for name, of in (("free_energy", free_energy), ("chemical_potential", chemical_potential), ("hessian", hessian)):
+        found = getattr(surface, name)(eta, T)
+        np.testing.assert_allclose(found, members(of).mean(0), atol=1e-13)
+        np.testing.assert_allclose(jax.jit(getattr(surface, name))(eta, T), found, atol=1e-13)
+    np.testing.assert_allclose(surface.member(1).free_energy(eta, T), members(free_energy)[1], atol=1e-13)
+    mean, std = surface.spread(eta, T)
+    mu = members(chemical_potential)
+    np.testing.assert_allclose(mean, mu.mean(0), atol=1e-13)
+    np.testing.assert_allclose(std, mu.std(0), atol=1e-13)
+    one = jax.vmap(lambda s, e: s.free_energy(e, T), (None, 0))(surface, eta[0])
+    np.testing.assert_allclose(one, surface.free_energy(eta[0], T), atol=1e-13)
+    slope = jax.grad(lambda e: surface.free_energy(e, T))(eta[0, 0])
+    np.testing.assert_allclose(slope, surface.chemical_potential(eta[0, 0], T), atol=1e-13)
+
+
+def test_surface_in_chunks_with_temperatures(monkeypatch):
+    surface = ensemble(network(temperature=True))
+    eta, temperatures = inside(50), np.linspace(200, 400, 50)
+    whole = [surface.chemical_potential(eta, temperatures), surface.energy(eta, temperatures)]
+    module._evaluate.clear_cache()
+    monkeypatch.setattr(module, "CHUNK", 16)
+    parts = [surface.chemical_potential(eta, temperatures), surface.energy(eta, temperatures)]
+    module._evaluate.clear_cache()
+    for a, b in zip(whole, parts, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-13)
+    np.testing.assert_allclose(whole[0][7], surface.chemical_potential(eta[7], temperatures[7]), atol=1e-13)
+
+
+def test_sizes_share_programs():
+    surface = ensemble(network())
+    eta = inside(64)
+    surface.free_energy(eta[:57], T)
+    compiled = module._evaluate._cache_size()
+    for n in (58, 60, 64):
+        assert surface.free_energy(eta[:n], T).shape == (n,)
+    assert module._evaluate._cache_size() == compiled
+    assert all(n <= bucket(n) <= max(8, 1.25 * n) for n in range(1, 3000))
+    assert surface.free_energy(eta[:0], T).shape == (0,)
+
+
+def test_float32_near_float64():
+    surface = ensemble(network())
+    single = Surface(surface.network, jax.tree.map(lambda a: a.astype(jnp.float32), surface.params))
+    eta = inside(20, margin=0.05)
+    for name, tolerance in (("free_energy", 1e-5), ("chemical_potential", 1e-5), ("hessian", 1e-4)):
+        found = getattr(single, name)(eta.astype(np.float32), T)
+        assert found.dtype == jnp.float32
+        np.testing.assert_allclose(found, getattr(surface, name)(eta, T), atol=tolerance)
+
+
+def test_nan_stays_where_it_is():
+    eta = inside(4)
+    eta[2, 1] = np.nan
+    mu = np.asarray(ensemble(network()).chemical_potential(eta, T))
+    assert np.all(np.isnan(mu[2]) == [True, True, True]) and np.all(np.isfinite(mu[[0, 1, 3]]))
+
+
+def test_files(tmp_path):
+    eta = inside(5)
+    for net in (network(temperature=True), idnn(INVARIANTS, 3, (8, 8), "softplus")):
+        surface = ensemble(net)
+        surface.save(tmp_path / "surface.npz")
+        again = load(tmp_path / "surface.npz")
+        assert again.network == net and hash(again.network) == hash(net)
+        np.testing.assert_array_equal(again.free_energy(eta, T), surface.free_energy(eta, T))
+    own = ensemble(Network(published, HALF_CUBE, (4,)))
+    own.save(tmp_path / "own.npz")
+    with pytest.raises(ValueError, match="invariants published: give them"):
+        load(tmp_path / "own.npz")
+    assert load(tmp_path / "own.npz", published).network == own.network
+    with pytest.raises(ValueError, match="other shapes"):
+        load(tmp_path / "own.npz", lambda eta: published(eta)[..., :5])
+
+
+def test_files_that_are_none(tmp_path, monkeypatch):
+    path = tmp_path / "surface.npz"
+    with pytest.raises(FileNotFoundError):
+        load(path)
+    path.write_bytes(b"something else")
+    with pytest.raises(ValueError, match="is not a haljax surface"):
+        load(path)
+    monkeypatch.setattr(module, "SCHEMA_VERSION", 99)
+    ensemble(network()).save(path)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match="schema version 99.*train the surface again"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (dict(widths=()), "at least one hidden layer"),
+        (dict(activation="relu"), "choose one of tanh, softplus"),
+        (dict(sublattices=None), "number of order parameters"),
+        (dict(sublattices=[1.0, 2.0]), "sublattices of shape"),
+        (dict(dimension=5), "dimension is 5"),
+    ],
+)
+def test_impossible_networks(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        Network(INVARIANTS, **({"sublattices": SUBLATTICES} | arguments))
+
+
+def test_impossible_questions():
+    surface = ensemble(network())
+    with pytest.raises(ValueError, match="trained at 300 K and knows no other"):
+        surface.free_energy(inside(2), 350.0)
+    with pytest.raises(ValueError, match="positive number of kelvin"):
+        surface.free_energy(inside(2), 0.0)
+    with pytest.raises(ValueError, match="last axis must be the 3 order parameters"):
+        surface.free_energy(np.zeros((4, 2)), T)
+    with pytest.raises(ValueError, match="temperature=True"):
+        surface.energy(inside(2), T)
