@@ -25,6 +25,7 @@ _HOME = {
     "potential": "haljax.potentials",
     "Calculator": "haljax.interop.ase",
     "HAL": "haljax.hal",
+    "FreeEnergy": "haljax.free_energy.campaign",
 }
 
 __all__ = sorted([*_HOME, "__version__"])
