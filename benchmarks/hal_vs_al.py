@@ -3,10 +3,11 @@
     python benchmarks/hal_vs_al.py [--seeds 5] [--labels 38] [--explore 300] [--stability 20]
 
 Al-Cu with EMT. All three set out from the same six nearly perfect 32-atom cells and explore at 300 K (or what
-``--explore`` says) under the model of the moment, for the same time; all are judged at 900 K. Each label costs the same. Plain active learning is the campaign with tau = 0: same criterion,
-same selection. Snapshots are the ends of unbiased trajectories, labelled without any criterion or selection.
-A row a method and seed: test force RMSE at 900 K after each iteration, and the fraction of 20 ps runs at 900 K under
-the final model in which no guard is violated. The last rows count labels.
+``--explore`` says) under the model of the moment, for the same time; all are judged at 900 K, and each label costs
+the same. Plain active learning is the campaign with tau = 0: same criterion, same selection. Snapshots are the ends
+of unbiased trajectories, labelled without any criterion or selection. A row a method and seed: test force RMSE at
+900 K after each iteration, and the fraction of 20 ps runs at 900 K under the final model in which no guard is
+violated. The last rows count labels.
 """
 
 from __future__ import annotations

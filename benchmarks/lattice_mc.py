@@ -29,7 +29,7 @@ from peers import latticemc
 from haljax.lattice import monte_carlo as mc
 from haljax.lattice.expansion import load_expansion
 from haljax.lattice.monte_carlo import Conditions, Counters
-from haljax.lattice.order_parameters import zigzag
+from haljax.lattice.order import zigzag
 from haljax.lattice.supercell import Supercell
 from haljax.lattice.windows import sample_windows
 
@@ -74,7 +74,7 @@ def throughput(options: argparse.Namespace) -> None:
     for name, (expansion, supercell, order, kappa, phi) in cases().items():
         peers = {}
         if not options.no_peer:
-            for code, steps in (("mchammer", 2000), ("smol", 20000)):
+            for code, steps in (("mchammer", 5000), ("smol", 5000)):
                 found = latticemc.steps_per_second(options.peer_python, code, name, steps)
                 row("lattice_mc_peer", case=name, code=code, **found)
                 peers[code] = found.get("flips_per_s", 0.0)

@@ -1,8 +1,9 @@
 """icet's mchammer and smol as peers in lattice Monte Carlo, one process each on one thread.
 
 Install them beside haljax or in an environment of their own (``pip install icet==4.0 smol==0.5.7``), whose interpreter
-is then named with ``--peer-python``. They run on the same lattice with as many neighbours, but with random ECIs of
-their own clusters: the cost of a step does not depend on the values.
+is then named with ``--peer-python``. They run on the same lattice, with random ECIs of their own clusters (the cost of
+a step does not depend on the values) within cutoffs shorter than those of LixCoO2's expansion, which favours them. CPU
+time is counted, as for haljax.
 """
 
 from __future__ import annotations

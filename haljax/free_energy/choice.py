@@ -16,14 +16,17 @@ from haljax.free_energy.data import Labels
 from haljax.free_energy.network import Surface
 from haljax.free_energy.novelty import novel
 from haljax.free_energy.weighting import improvement, reweight, shares
+from haljax.lattice.polytope import reach
 
 if TYPE_CHECKING:
     from haljax.config import FreeEnergyConfig
     from haljax.free_energy.problem import Problem
+    from haljax.lattice.order import OrderParameters
 
 log = logging.getLogger(__name__)
 
 CANDIDATES = 4096  # points of the domain that criteria score
+BEYOND = 0.09  # of a sublattice, how far outside its range kappa may ask for it to be filled
 SURPLUS = 2  # proposals for each point that novelty lets through
 
 
@@ -110,17 +113,28 @@ def choose(
             "billiard, or turn off choice.novelty"
         )
     target, temperature = np.concatenate(targets[1:]), np.concatenate(kelvins)
-    return Choice(names, target, temperature, _aimed(config, surface, iteration, target, temperature))
+    return Choice(names, target, temperature, _aimed(config, op, surface, iteration, target, temperature))
 
 
 def _aimed(
-    config: FreeEnergyConfig, surface: Surface | None, iteration: int, target: np.ndarray, temperature: np.ndarray
+    config: FreeEnergyConfig,
+    op: OrderParameters,
+    surface: Surface | None,
+    iteration: int,
+    target: np.ndarray,
+    temperature: np.ndarray,
 ) -> np.ndarray:
-    """kappa (n, d): a window ends mu / (2 phi) short of its kappa, which is made up for as far as mu is known."""
+    """kappa (n, d): a window ends mu / (2 phi) short of its kappa, which is made up for as far as mu is known.
+
+    Beside the boundary, where mu diverges, only so far that no sublattice's fraction at kappa leaves [0, 1] by more
+    than `BEYOND`.
+    """
     if surface is None or iteration < config.choice.target_from_iteration:
         return target
-    mu = np.asarray(surface.chemical_potential(target, temperature))
-    return target + mu / (2 * np.array(config.sampling.phi))
+    step = np.asarray(surface.chemical_potential(target, temperature)) / (2 * np.array(config.sampling.phi))
+    domain = op.polytope
+    wider = domain._replace(offsets=domain.offsets + BEYOND / np.linalg.norm(op.S, axis=1).max())
+    return target + np.minimum(1.0, np.asarray(reach(wider, target, step)))[:, None] * step
 
 
 def judged(

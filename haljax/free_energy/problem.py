@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import NamedTuple
 
 from haljax.config.free_energy import FreeEnergyConfig, LatticeModel
@@ -10,9 +9,10 @@ from haljax.config.free_energy import OrderParameters as OrderParametersTable
 from haljax.free_energy.network import Network
 from haljax.lattice.crystal import Lattice
 from haljax.lattice.expansion import ClusterExpansion, check_range, load_expansion
-from haljax.lattice.invariants import invariants
-from haljax.lattice.order_parameters import OrderParameters, Wave, order_parameters
+from haljax.lattice.order import OrderParameters, Wave, order_parameters
 from haljax.lattice.supercell import Supercell
+from haljax.lattice.symmetry import invariants
+
 
 class Problem(NamedTuple):
     """The static parts of a campaign; ``d`` is the number of order parameters."""
@@ -46,7 +46,6 @@ def problem(config: FreeEnergyConfig) -> Problem:
     return Problem(expansion, supercell, op, network, len(op.patterns))
 
 
-@lru_cache(maxsize=1)
 def hamiltonian(table: LatticeModel) -> tuple[ClusterExpansion, Supercell]:
     """The cluster expansion and the simulated cell."""
     expansion = load_expansion(table.expansion)
@@ -55,7 +54,6 @@ def hamiltonian(table: LatticeModel) -> tuple[ClusterExpansion, Supercell]:
     return expansion, supercell
 
 
-@lru_cache(maxsize=1)
 def order_parameters_of(lattice: Lattice, table: OrderParametersTable) -> OrderParameters:
     """The order parameters that a table describes, counted on every site that may hold the species."""
     sites = [s for s in lattice.active if table.species in lattice.species[s]]

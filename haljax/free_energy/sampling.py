@@ -9,43 +9,55 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from haljax.free_energy.data import Labels, labels
+from haljax.free_energy.problem import hamiltonian, order_parameters_of
 
 if TYPE_CHECKING:
     from haljax.config.free_energy import LatticeModel, OrderParameters, Sampling
+    from haljax.lattice.expansion import ClusterExpansion
+    from haljax.lattice.order import OrderParameters as LatticeOrder
+    from haljax.lattice.supercell import Supercell
 
 
 class Windows:
     """A callable for the oracle: umbrella windows -> labels.
 
     The payload has "temperature" (W,) in K, "kappa" and "phi" (W, d) in eV, and "seed". The result's "windows" are W
-    dicts of plain data: "label" has the fields of `haljax.free_energy.Labels` for one point (None where unknown), beside
-    "converged", "passes", "equilibration" and "acceptance".
+    dicts of plain data: "label" has the fields of `haljax.free_energy.Labels` for one point, None where unknown,
+    beside "converged", "passes", "equilibration" and "acceptance".
     """
 
     def __init__(self, lattice: LatticeModel, order_parameters: OrderParameters, sampling: Sampling) -> None:
         self._lattice, self._order_parameters, self._sampling = lattice, order_parameters, sampling
+        self._made: Any = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_made": None}
+
+    def _problem(self) -> tuple[ClusterExpansion, Supercell, LatticeOrder]:
+        if self._made is None:
+            expansion, supercell = hamiltonian(self._lattice)
+            self._made = expansion, supercell, order_parameters_of(expansion.lattice, self._order_parameters)
+        return self._made
 
     def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         import jax
 
-        from haljax.free_energy.problem import hamiltonian, order_parameters_of
         from haljax.lattice.monte_carlo import Conditions
         from haljax.lattice.windows import sample_windows
 
         with jax.enable_x64(True):  # a worker process does not inherit what the campaign's process has set
-            expansion, supercell = hamiltonian(self._lattice)
+            expansion, supercell, order = self._problem()
             s = self._sampling
             found = sample_windows(
                 jax.random.key(payload["seed"]),
                 expansion,
                 supercell,
-                order_parameters_of(expansion.lattice, self._order_parameters),
+                order,
                 Conditions(*(np.asarray(payload[name], float) for name in ("temperature", "kappa", "phi"))),
                 precision=s.precision if len(s.precision) > 1 else s.precision[0],
                 min_passes=s.min_passes,
                 max_passes=s.max_passes,
                 aliasing=self._lattice.allow_aliasing,
-                overreach=1.0,  # a kappa that is aimed at a target beside the boundary may lie outside
             )
         windows = [
             {

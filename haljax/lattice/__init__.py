@@ -13,12 +13,12 @@ from haljax.lattice.expansion import (
     save_expansion,
 )
 from haljax.lattice.fit import FittedExpansion, fit_expansion, map_structure
-from haljax.lattice.invariants import Invariants, invariants
 from haljax.lattice.monte_carlo import Conditions
-from haljax.lattice.order_parameters import OrderParameters, Wave, check_inside, order_parameters, zigzag
+from haljax.lattice.order import OrderParameters, Wave, check_inside, order_parameters, zigzag
 from haljax.lattice.polytope import Polytope
 from haljax.lattice.reweighting import Reweighted, mbar
 from haljax.lattice.supercell import Supercell
+from haljax.lattice.symmetry import Invariants, invariants
 from haljax.lattice.tempering import Tempering, temper
 from haljax.lattice.units import KB
 from haljax.lattice.windows import WindowResult, sample_windows

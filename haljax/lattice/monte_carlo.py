@@ -7,6 +7,9 @@ sequence of sites is independent of it, and each try fulfils detailed balance, s
 its own. Sites are drawn with replacement: sweeps over permutations are valid too, but not ergodic where every flip is
 accepted (an ideal solution would only alternate between a state and its complement).
 
+On a CPU a batch of up to 512 windows is fastest: beyond that XLA's code for the sums is three times slower a window, so
+that more windows are better run in batches, as `sample_windows` does. A GPU wants them all at once.
+
 Order parameters are integer counters. Energies are sums of local differences that are exact multiples of one unit (in
 float64, that is with x64 on; float32 otherwise, which then drifts as float32 sums do).
 """
@@ -128,7 +131,7 @@ class State(NamedTuple):
     bits : (A * planes + 2, W / 32) uint32; the last two rows are all ones and all zeros.
     counters : (d, W) int32, ``n_counted * eta``.
     energy : (W,) eV of the whole supercell.
-    accepted : (W,) int32, moves accepted since the start that changed something.
+    accepted : (W,) moves accepted since the start that changed something; a float, which does not run over.
     keys : (W,) typed keys, of the windows. site_key : (), of the common sequence of sites.
     n_passes : () uint32, made so far.
     """
@@ -289,7 +292,7 @@ def start(key: jax.Array, model: Model, occupation: Any, ids: Any = None) -> Sta
         bits=bits,
         counters=counters,
         energy=total_energy(model, bits),
-        accepted=jnp.zeros(len(ids), jnp.int32),
+        accepted=jnp.zeros(len(ids), jnp.result_type(float)),
         keys=jax.vmap(lambda i: jax.random.fold_in(window_key, i))(ids),
         site_key=site_key,
         n_passes=jnp.zeros((), jnp.uint32),

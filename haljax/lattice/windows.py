@@ -416,13 +416,19 @@ def select(state: State, windows: np.ndarray) -> State:
 
 
 def _report(result: WindowResult, precision: np.ndarray, max_passes: int, ids: np.ndarray) -> None:
-    for w in np.flatnonzero(~result.converged):
+    left = np.flatnonzero(~result.converged)
+    if len(left):
+        ratio = CONFIDENCE * result.eta_error[left] / precision[None, :]
+        worst = left[np.argmax(np.max(ratio, axis=1))]
         log.warning(
-            "Window %d has not converged after %d passes (%d of them equilibration): 95 %% intervals of eta are +-%s, "
-            "asked for +-%s. Its averages are returned with converged = False.",
-            ids[w],
+            "%d of %d windows have not converged after %d passes: %s%s. Their averages are returned with converged = "
+            "False; in the worst, window %d, the 95 %% interval of an order parameter is %.1f times the precision "
+            "asked for. Raise max_passes, or ask for less.",
+            len(left),
+            len(ids),
             max_passes,
-            result.equilibration[w],
-            np.array2string(CONFIDENCE * result.eta_error[w], precision=2),
-            np.array2string(precision, precision=2),
+            ", ".join(map(str, ids[left[:8]])),
+            ", ..." if len(left) > 8 else "",
+            ids[worst],
+            np.max(ratio),
         )

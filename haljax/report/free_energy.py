@@ -88,7 +88,9 @@ def _sections(directory: Path, config: Mapping[str, Any], iterations: Records, w
     return sections
 
 
-def _surface_sections(directory: Path, config: Mapping[str, Any], surface_path: Path, windows: Records) -> list[Section]:
+def _surface_sections(
+    directory: Path, config: Mapping[str, Any], surface_path: Path, windows: Records
+) -> list[Section]:
     from haljax.config.free_energy import OrderParameters
     from haljax.free_energy.network import load
     from haljax.free_energy.problem import order_parameters_of

@@ -67,7 +67,7 @@ def test_number_of_invariants_is_that_of_the_trivial_representation(order, l_max
 
 
 @pytest.mark.parametrize(("order", "l_max"), [(3, 3), (4, 2)])
-def test_invariants_are_unit_vectors_scaled_by_their_permutations(order, l_max):
+def test_symmetry_are_unit_vectors_scaled_by_their_permutations(order, l_max):
     """ACE1's normalisation: sqrt(|H|) times orthonormal tensors, H the permutations of identical factors."""
     for ls, groups in cases(order, l_max):
         tensors = []

@@ -8,7 +8,7 @@ import numpy as np
 
 from haljax.free_energy.data import labels
 from haljax.free_energy.network import Network
-from haljax.lattice.invariants import invariants
+from haljax.lattice.symmetry import invariants
 from haljax.lattice.units import KB
 
 SUBLATTICES = np.array([[1.0, a, b] for a, b in product((1, -1), repeat=2)])

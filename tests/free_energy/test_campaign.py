@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from haljax.lattice.clusters import orbits
 from haljax.lattice.crystal import lattice
 from haljax.lattice.expansion import ClusterExpansion, save_expansion
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 SQUARE = lattice(np.diag([1.0, 1.0, 3.0]), [[0, 0, 0]], [["A", "B"]])
 W = 0.04  # eV, of the ordering
 
@@ -178,9 +180,10 @@ def test_a_supercell_that_does_not_fit_is_refused_before_anything_runs(folder):
     wrong["lattice"] = wrong["lattice"] | {"supercell": [[7, 0, 0], [0, 8, 0], [0, 0, 1]]}
     with pytest.raises(ValueError, match="not commensurate"):
         FreeEnergy(wrong).plan()
-    wrong["lattice"] = wrong["lattice"] | {"supercell": [[1, 1, 0], [1, -1, 0], [0, 0, 1]]}
+    small = tomllib.loads((EXAMPLES / "lixcoo2.toml").read_text()) | {"directory": str(folder / "wrong")}
+    small["lattice"] = {"expansion": str(EXAMPLES / "lixcoo2_eci.json"), "supercell": small["order_parameters"]["cell"]}
     with pytest.raises(ValueError, match="outside the supercell's range"):
-        FreeEnergy(wrong).plan()
+        FreeEnergy(small).plan()
     assert not (folder / "wrong").exists()
 
 

@@ -68,9 +68,10 @@ CHANGES = [
 ]
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("case, change", CHANGES)
 def test_energies_equal_icets(case, change, tmp_path):
-    icet = pytest.importorskip("icet")
+    import icet
     from ase import Atoms
     from ase.build import bulk
 

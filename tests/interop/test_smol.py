@@ -143,12 +143,13 @@ PRIMITIVES = {
 }
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("basis", ["sinusoid", "indicator", "polynomial", "legendre", "chebyshev"])
 @pytest.mark.parametrize("case", PRIMITIVES)
 @pytest.mark.filterwarnings("ignore")
 def test_energies_equal_smols(case, basis, tmp_path):
-    cofe = pytest.importorskip("smol.cofe")
     from pymatgen.core import Structure
+    from smol import cofe
     from smol.io import save_work
 
     cell, species, positions, cutoffs = PRIMITIVES[case]

@@ -18,6 +18,7 @@ from .crystals import LIXCOO2
 from .enumeration import all_states, averages, energies, ising, staggered, values
 
 run = jax.jit(mc.passes, static_argnames="capacity")
+start = jax.jit(mc.start)
 
 
 def conditions(W, d, phi=1.0, temperature=300.0, kappa=0.5, mu=0.0):
@@ -49,7 +50,7 @@ def test_flip_energies_are_differences_of_energies(matrix):
     model = mc.model(terms, cell, n_species=n_species, aliasing=True)
     rng = np.random.default_rng(1)
     occupation = np.stack([rng.integers(0, n_species[s], 32) for s in cell.sites()[:, 3]], axis=1)
-    state = mc.start(jax.random.key(0), model, occupation)
+    state = start(jax.random.key(0), model, occupation)
     np.testing.assert_array_equal(mc.occupations(model, state), occupation)
     total = energies(terms, cell, occupation) * cell.n_cells
     np.testing.assert_allclose(state.energy, total, atol=1e-10)  # coefficients are rounded to 2^-40 or so
@@ -74,7 +75,7 @@ def test_flip_energies_in_float32():
     cell = Supercell(np.diag([4, 3, 2]).tolist(), 2)
     model = mc.model(terms, cell, n_species=n_species)
     occupation = np.zeros((32, cell.n_sites), int)
-    bits = mc.start(jax.random.key(0), model, occupation).bits
+    bits = start(jax.random.key(0), model, occupation).bits
     exact = evaluate(model.fields, bits, jnp.int32(3))
     with jax.enable_x64(False):
         single = jax.tree.map(jnp.asarray, evaluate(model.fields, bits, jnp.int32(3)))
@@ -90,7 +91,7 @@ def test_energy_and_counters_do_not_drift(moves):
     model = mc.model(expansion, cell, counters, moves=moves, aliasing=True)
     occupation = np.random.default_rng(0).integers(0, 2, (40, 64))
     given = conditions(40, 2, phi=0.1)
-    state = mc.start(jax.random.key(0), model, occupation)
+    state = start(jax.random.key(0), model, occupation)
     state, record = run(model, given, state, 300, 300)
     final = np.asarray(mc.occupations(model, state))[:40]
     assert np.mean(final != occupation) > 0.2
@@ -112,27 +113,27 @@ def test_a_window_alone_repeats_its_trajectory(moves):
     occupation = np.stack([rng.integers(0, n_species[s], 70) for s in cell.sites()[:, 3]], axis=1)
     given = Conditions(rng.uniform(200, 900, 70), rng.uniform(size=(70, 1)), rng.uniform(size=(70, 1)))
     key = jax.random.key(3)
-    state, record = run(model, given, mc.start(key, model, occupation), 20, 20)
+    state, record = run(model, given, start(key, model, occupation), 20, 20)
     chosen = np.array([41, 69])
     one, alone = run(
-        model, Conditions(*(v[chosen] for v in given[:3])), mc.start(key, model, occupation[chosen], chosen), 20, 20
+        model, Conditions(*(v[chosen] for v in given[:3])), start(key, model, occupation[chosen], chosen), 20, 20
     )
     np.testing.assert_array_equal(alone.energy, record.energy[:, chosen])
     np.testing.assert_array_equal(alone.counters, record.counters[:, :, chosen])
     np.testing.assert_array_equal(mc.occupations(model, one)[:2], mc.occupations(model, state)[chosen])
     # and in blocks
-    again = mc.start(key, model, occupation)
+    again = start(key, model, occupation)
     for block in (7, 13):
-        again, tail = run(model, given, again, block, 13)
-    np.testing.assert_array_equal(tail.energy, record.energy[7:])
+        again, tail = run(model, given, again, block, 20)
+    np.testing.assert_array_equal(tail.energy[:13], record.energy[7:])
 
 
 def test_eager_equals_jit():
     model = mc.model(ising(0.02), Supercell(np.diag([2, 2, 1]).tolist()))
-    state = mc.start(jax.random.key(0), model, np.zeros((32, 4), int))
+    state = start(jax.random.key(0), model, np.zeros((32, 4), int))
     with jax.disable_jit():
-        eager = mc.passes(model, conditions(32, 0), state, 3, 3)[1]
-    np.testing.assert_array_equal(eager.energy, run(model, conditions(32, 0), state, 3, 3)[1].energy)
+        eager = mc.passes(model, conditions(32, 0), state, 2, 2)[1]
+    np.testing.assert_array_equal(eager.energy, run(model, conditions(32, 0), state, 2, 2)[1].energy)
 
 
 def test_vmap_over_batches_equals_loop():
@@ -141,9 +142,9 @@ def test_vmap_over_batches_equals_loop():
     occupation = np.random.default_rng(0).integers(0, 2, (2, 32, 9))
     keys = jax.random.split(jax.random.key(0), 2)
     one = partial(mc.passes, model, conditions(32, 2), n_passes=4, capacity=4)
-    both = jax.vmap(lambda key, o: one(state=mc.start(key, model, o))[1])(keys, occupation)
+    both = jax.vmap(lambda key, o: one(state=start(key, model, o))[1])(keys, occupation)
     for i in range(2):
-        single = one(state=mc.start(keys[i], model, occupation[i]))[1]
+        single = one(state=start(keys[i], model, occupation[i]))[1]
         np.testing.assert_allclose(both.energy[i], single.energy, atol=1e-12)
 
 
@@ -170,7 +171,7 @@ def test_three_species_by_enumeration():
     exact = averages(
         values(counters, states), energies(terms, cell, states), 4, 500.0, given.kappa[0], given.phi[0], given.mu[0]
     )
-    state = mc.start(jax.random.key(0), model, np.zeros((64, 8), int))
+    state = start(jax.random.key(0), model, np.zeros((64, 8), int))
     _, record = run(model, given, state, 3000, 3000)
     assert np.abs(z_scores(record, 100, exact.eta, exact.energy, model)).max() < 4
 
@@ -185,7 +186,7 @@ def test_exchanges_sample_the_canonical_ensemble():
     exact = averages(
         values(counters, states), energies(ising(0.01), cell, states), 12, 300.0, given.kappa[0], given.phi[0]
     )
-    state = mc.start(jax.random.key(0), model, np.tile(states[0], (64, 1)))
+    state = start(jax.random.key(0), model, np.tile(states[0], (64, 1)))
     _, record = run(model, given, state, 3000, 3000)
     np.testing.assert_array_equal(record.counters[:, 0], 5)
     z = z_scores(record, 100, exact.eta, exact.energy, model)
@@ -198,7 +199,7 @@ def test_exchanges_only_between_the_same_species():
     model = mc.model(terms, cell, n_species=n_species, moves="exchange")
     rng = np.random.default_rng(0)
     occupation = np.stack([rng.integers(0, n_species[s], 32) for s in cell.sites()[:, 3]], axis=1)
-    state, _ = run(model, conditions(32, 0), mc.start(jax.random.key(0), model, occupation), 50, 50)
+    state, _ = run(model, conditions(32, 0), start(jax.random.key(0), model, occupation), 50, 50)
     final = np.asarray(mc.occupations(model, state))
     assert np.any(final != occupation)
     for block in (slice(0, 9), slice(9, 18)):
@@ -211,7 +212,7 @@ def test_chemical_potentials_without_bias():
     model = mc.model((), cell, Counters(np.ones((1, 64), int), (1,), 64), n_species=(2,))
     mu, T = np.tile([-0.05, 0.0, 0.02, 0.1], 16), np.repeat([200.0, 300.0, 600.0, 1200.0], 16)
     given = Conditions(T, np.zeros((64, 1)), np.zeros((64, 1)), mu[:, None])
-    _, record = run(model, given, mc.start(jax.random.key(0), model, np.zeros((64, 64), int)), 1000, 1000)
+    _, record = run(model, given, start(jax.random.key(0), model, np.zeros((64, 64), int)), 1000, 1000)
     mean = np.asarray(record.counters[20:, 0]).mean(axis=0) / 64
     expected = 1 / (1 + np.exp(-mu / (KB * T)))
     # 980 passes of 64 sites; at high acceptance a few passes are needed for an independent one

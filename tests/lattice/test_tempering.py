@@ -18,6 +18,7 @@ CELL = Supercell(np.diag([4, 4, 1]).tolist())
 COUNTERS = staggered(CELL, (0, 1))
 TERMS = ising(0.02)
 tempered = jax.jit(temper, static_argnames=("n_rounds", "passes_per_round"))
+start = jax.jit(mc.start)
 
 
 def test_ladder():
@@ -39,7 +40,7 @@ def test_averages_stay_exact_and_a_double_well_mixes():
 
     def run(seed, pairs):
         key = jax.random.key(seed)
-        state = mc.start(key, model, np.zeros((10, 16), int))
+        state = start(key, model, np.zeros((10, 16), int))
         return tempered(jax.random.fold_in(key, 1), model, given, state, np.arange(10), 3000, 2, pairs)
 
     results = [run(seed, None) for seed in range(8)]
@@ -63,7 +64,7 @@ def test_averages_stay_exact_and_a_double_well_mixes():
 def test_jit_equals_eager():
     model = mc.model(TERMS, CELL, COUNTERS)
     given = Conditions(np.array([300.0, 500.0, 900.0]), np.full((3, 2), 0.3), np.full((3, 2), 0.05))
-    state = mc.start(jax.random.key(0), model, np.zeros((3, 16), int))
+    state = start(jax.random.key(0), model, np.zeros((3, 16), int))
     arguments = jax.random.key(1), model, given, state, np.arange(3)
     fast = tempered(*arguments, n_rounds=4, passes_per_round=3)
     slow = partial(temper, *arguments)(n_rounds=4, passes_per_round=3)
@@ -77,7 +78,7 @@ def test_energies_follow_their_conditions(n):
     """A hot and a cold window: whatever was exchanged, the record of the hot one is hot."""
     model = mc.model(TERMS, CELL, COUNTERS)
     given = Conditions(np.array([5000.0, 350.0, 340.0])[:n], np.full((n, 2), 0.5), np.zeros((n, 2)))
-    state = mc.start(jax.random.key(0), model, np.zeros((n, 16), int))
+    state = start(jax.random.key(0), model, np.zeros((n, 16), int))
     result = tempered(jax.random.key(1), model, given, state, np.arange(n), 300, 3)
     energy = np.asarray(result.record.energy).mean(axis=0)
     assert energy[0] > energy[1] + 0.2

@@ -10,7 +10,7 @@ import pytest
 from haljax.lattice import windows as windows_module
 from haljax.lattice.expansion import load_expansion
 from haljax.lattice.monte_carlo import Conditions, Counters
-from haljax.lattice.order_parameters import zigzag
+from haljax.lattice.order import zigzag
 from haljax.lattice.supercell import Supercell
 from haljax.lattice.units import KB
 from haljax.lattice.windows import WindowResult, sample_windows
@@ -132,7 +132,7 @@ def test_windows_stop_on_their_own_and_repeat_alone():
     W = 70
     phi = np.where(np.arange(W) < 60, 5.0, 0.05)[:, None] * np.ones((1, 2))
     given = Conditions(np.full(W, 300.0), np.tile([0.5, 0.1], (W, 1)), phi)
-    how = dict(precision=0.012, min_passes=200, max_passes=6000, keep_series=True)
+    how = dict(precision=0.015, min_passes=200, max_passes=4000, keep_series=True)
     seen = []
     result = sample(2, ising(0.01), SMALL, counters, given, on_progress=seen.append, **how)
     assert np.all(result.converged)
@@ -140,7 +140,7 @@ def test_windows_stop_on_their_own_and_repeat_alone():
     assert [p.batch for p in seen][0] == 70 and [p.batch for p in seen][-1] <= 32  # compacted
     assert seen[-1].done == seen[-1].converged == W
     assert [p.tries for p in seen] == sorted(p.tries for p in seen)
-    for chosen in ([3, 65], [69]):
+    for chosen in ([3, 65],):
         alone = sample(2, ising(0.01), SMALL, counters, Conditions(*(v[chosen] for v in given[:3])), ids=chosen, **how)
         for name, values_ in alone._asdict().items():
             if name != "series":
@@ -158,7 +158,7 @@ def test_windows_that_do_not_converge_are_returned_and_named(caplog):
     assert list(result.converged) == [True, False]
     assert result.n_passes[1] == 600 and np.all(np.isfinite(result.eta))
     (message,) = [r.getMessage() for r in caplog.records]
-    assert "Window 9 has not converged after 600 passes" in message
+    assert "1 of 2 windows have not converged after 600 passes: 9" in message
 
 
 def test_exchanges_conserve():

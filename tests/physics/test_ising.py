@@ -86,7 +86,8 @@ def square(L, K, passes, seed=0):
     given = Conditions(J / (KB * K), np.zeros((W, 1)), np.zeros((W, 1)))
     occupation = np.random.default_rng(seed).integers(0, 2, (W, L * L))
     run = jax.jit(mc.passes, static_argnames="capacity")
-    state, _ = run(model, given, mc.start(jax.random.key(seed), model, occupation), passes // 10, passes)
+    state = jax.jit(mc.start)(jax.random.key(seed), model, occupation)
+    state, _ = run(model, given, state, passes // 10, passes)
     _, record = run(model, given, state, passes, passes)
     energy = np.asarray(record.energy) / J
     m = np.abs(1 - 2 * np.asarray(record.counters[:, 0]) / L**2)

@@ -11,7 +11,7 @@ import pytest
 
 from haljax.lattice.expansion import load_expansion
 from haljax.lattice.monte_carlo import Conditions
-from haljax.lattice.order_parameters import zigzag
+from haljax.lattice.order import zigzag
 from haljax.lattice.supercell import Supercell
 from haljax.lattice.windows import sample_windows
 

@@ -8,7 +8,7 @@ import pytest
 from haljax.lattice import invariants, zigzag
 
 from .crystals import lixcoo2
-from .test_order_parameters import l12
+from .test_order import l12
 
 
 def published(eta):
