@@ -1,4 +1,4 @@
-"""Ten networks trained at once, one after another, and in Keras; and what is learned from the published windows.
+"""Ten networks trained in one call, in ten calls, and in Keras; and what is learned from the published windows.
 
     python benchmarks/ensemble_training.py [--peer-python /path/to/python/with/keras] [--members 10] [--epochs 40]
     python benchmarks/ensemble_training.py --accuracy
@@ -32,8 +32,8 @@ from haljax.free_energy.data import Labels, labels
 from haljax.free_energy.network import Network, features, idnn
 from haljax.free_energy.training import TrainingSettings, train
 from haljax.lattice.crystal import lattice
-from haljax.lattice.invariants import invariants
-from haljax.lattice.order_parameters import zigzag
+from haljax.lattice.order import zigzag
+from haljax.lattice.symmetry import invariants
 
 A, C = 2.83, 4.68  # Å, of LixCoO2's lattice of Li
 CELL = [[A, 0, 0], [A / 2, A * 0.75**0.5, 0], [A / 2, A / 12**0.5, C]]
@@ -72,10 +72,10 @@ def speed(peer: str | None, members: int, epochs: int) -> None:
     single_first, surface = seconds([0], 9e-4)
     one_by_one = min(sum(seconds([k], 1e-3)[0] for k in range(members)) for _ in range(2))
     about = dict(points=n, widths=net.widths, batch=50, epochs=epochs, members=members)
-    row("ensemble_training", way="at once", epoch_s=together / epochs, compile_s=first - together, **about)
+    row("ensemble_training", way="one call", epoch_s=together / epochs, compile_s=first - together, **about)
     row(
-        "ensemble_training", way="one after another", epoch_s=one_by_one / epochs,
-        compile_s=single_first - one_by_one / members, at_once_is_faster_by=one_by_one / together, **about,
+        "ensemble_training", way="a call for each", epoch_s=one_by_one / epochs,
+        compile_s=single_first - one_by_one / members, one_call_is_faster_by=one_by_one / together, **about,
     )  # fmt: skip
     if peer is None:
         return
@@ -93,7 +93,7 @@ def speed(peer: str | None, members: int, epochs: int) -> None:
     row(
         "ensemble_training", way="Keras, one after another", epoch_s=members * keras["epoch_s"],
         compile_s=keras["first_epoch_s"] - keras["epoch_s"], peer=f"keras {keras['keras']} on jax {keras['jax']}",
-        at_once_is_faster_by=members * keras["epoch_s"] * epochs / together, **about,
+        one_call_is_faster_by=members * keras["epoch_s"] * epochs / together, **about,
     )  # fmt: skip
 
 

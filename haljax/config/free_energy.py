@@ -133,6 +133,8 @@ class Criterion(Table):
     """dotted path of a criterion of your own; absent for one of haljax's"""
     from_iteration: Annotated[int, Field(ge=0)] = 0
     """first iteration in which it chooses"""
+    to_iteration: Annotated[int, Field(ge=0)] | None = None
+    """last iteration in which it chooses; no end where it is absent"""
     options: Annotated[dict[str, Any], AfterValidator(plain_data)] = {}
     """its keyword arguments"""
 

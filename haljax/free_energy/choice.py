@@ -68,7 +68,11 @@ def choose(
     RuntimeError : the criteria propose nothing at all.
     """
     op, temperatures = problem.order_parameters, config.sampling.temperature_K
-    active = {name: c for name, c in config.criteria.items() if c.from_iteration <= iteration}
+    active = {
+        name: c
+        for name, c in config.criteria.items()
+        if c.from_iteration <= iteration and (c.to_iteration is None or iteration <= c.to_iteration)
+    }
     points = shares({name: c.points for name, c in active.items()}, weights)
     names: list[str] = []
     targets, kelvins = [proposed], []

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from haljax.free_energy.network import TINY, Surface
-from haljax.lattice.invariants import Invariants
+from haljax.lattice.symmetry import Invariants
 from haljax.lattice.units import KB
 
 
@@ -30,14 +30,14 @@ def export_c(surface: Surface, path: str | Path, temperature: float | None = Non
 
     Raises
     ------
-    ValueError : the invariants are not polynomials of `haljax.lattice.invariants`, or the temperature is not known.
+    ValueError : the invariants are not polynomials of `haljax.lattice.symmetry`, or the temperature is not known.
     """
     from haljax.campaign import write_atomic
 
     network = surface.network
     if not isinstance(network.invariants, Invariants):
         raise ValueError(
-            f"the invariants are {network.invariants!r}: only polynomials made by haljax.lattice.invariants go into C"
+            f"the invariants are {network.invariants!r}: only polynomials made by haljax.lattice.symmetry go into C"
         )
     params = jax.tree.map(lambda a: np.asarray(a, np.float64), surface.params)
     scaling = params.scaling

@@ -62,7 +62,7 @@ class Windows:
         windows = [
             {
                 "label": {
-                    name: _plain(getattr(found, name)[w])
+                    name: plain(getattr(found, name)[w])
                     for name in (
                         "eta", "temperature", "mu", "mu_error", "energy", "energy_error", "hessian", "hessian_error",
                     )
@@ -77,11 +77,11 @@ class Windows:
         return {"windows": windows}
 
 
-def _plain(values: Any) -> Any:
+def plain(values: Any) -> Any:
     """Nested lists with None for what is not finite, as JSON has it."""
     array = np.asarray(values, float)
     if array.ndim:
-        return [_plain(value) for value in array]
+        return [plain(value) for value in array]
     return float(array) if np.isfinite(array) else None
 
 

@@ -1,9 +1,11 @@
-"""Training an ensemble of networks on derivatives of a free energy, all members at once.
+"""Training an ensemble of networks on derivatives of a free energy.
 
 The loss is the mean square error of mu, of energies through e = d(beta g)/d beta and of Hessians, each relative to the
 spread of its kind of label and weighted by its error bar. What does not depend on the parameters (invariants, their
-derivatives, the ideal term) is computed once; then a block of epochs of all members is one program, compiled for a
-range of numbers of labels.
+derivatives, the ideal term) is computed once; then a block of epochs is one program. It serves all members, all
+numbers of labels up to the next power of two, and all settings that are numbers. Shuffles come from the host, since
+sorting and random bits in that program were a third of its compilation; and a member's parameters are one vector, so
+that the optimizer is one loop.
 """
 
 from __future__ import annotations
@@ -24,7 +26,6 @@ from haljax.free_energy.network import (
     Params,
     Scaling,
     Surface,
-    bucket,
     features,
     ideal,
     linear_features,
@@ -36,6 +37,8 @@ from haljax.free_energy.network import (
 BLOCK = 20  # epochs in one call of the compiled program
 OPTIMIZERS = ("adam", "adamw", "rmsprop")
 NOTHING_LEARNED = 100.0  # loss; to predict the mean of every kind of label gives 1
+LEAST_GAIN = 1e-4  # of a loss, relative, which keeps the learning rate
+LEAST_RATE = 1e-3  # of the first learning rate
 RUNNING, EARLY, DIVERGED = 0, 1, 2
 
 
@@ -48,7 +51,8 @@ class TrainingSettings:
     optimizer : "adam", "adamw" or "rmsprop".
     learning_rate : of the first epoch.
     weight_decay : of "adamw".
-    batch : labels in a step of the optimizer; None for about an eighth of them, a power of two from 32 to 256.
+    batch : labels in a step of the optimizer; None for an eighth of their number's next power of two, at least 32 and
+        at most 256.
     epochs : the most.
     patience : epochs without a better validation loss after which a member stops.
     plateau_patience, plateau_factor : after that many epochs without, the learning rate falls by this factor.
@@ -58,8 +62,8 @@ class TrainingSettings:
     energy_weight, hessian_weight : of these labels, relative to mu; 0 leaves them out. Energies need a network with
         temperature as an input, and are left out without.
     dtype : "float32" or "float64", of the training alone.
-    vmapped : whether members train side by side under vmap, or one after another in one program; None for vmap
-        except on CPUs, where products of small batched matrices were 1.6 times slower than single ones.
+    vmapped : whether members train side by side under vmap, or one after another; None for vmap except on CPUs,
+        where products of small batched matrices are slower than single ones.
 
     Raises
     ------
@@ -67,7 +71,7 @@ class TrainingSettings:
     """
 
     optimizer: str = "adamw"
-    learning_rate: float = 1e-2
+    learning_rate: float = 2e-2
     weight_decay: float = 1e-2
     batch: int | None = None
     epochs: int = 1000
@@ -142,24 +146,32 @@ class _Rows(NamedTuple):
 class _Program(NamedTuple):
     """What a compiled training depends on, beside the network and shapes."""
 
-    optimizer: str
-    weight_decay: float
+    rmsprop: bool
     batch: int
-    plateau_patience: int
-    plateau_factor: float
     energies: bool
     hessians: bool
-    vmapped: bool = True
+
+
+class _Limits(NamedTuple):
+    """Settings of a compiled training that are numbers."""
+
+    learning_rate: Any
+    weight_decay: Any
+    epochs: Any
+    patience: Any
+    plateau_patience: Any
+    plateau_factor: Any
 
 
 class _State(NamedTuple):
-    """Of one member; trained is (layers, offset)."""
+    """Of one member; parameters as one vector, see `_layers`."""
 
-    key: jax.Array
-    trained: Any
+    trained: jax.Array
     optimizer: Any
-    plateau: Any
-    best: Any
+    rate: jax.Array  # in units of the first learning rate
+    plateau_loss: jax.Array  # the best, but for gains too small to count
+    waited: jax.Array  # epochs since it, or since the rate fell
+    best: jax.Array
     best_loss: jax.Array
     best_epoch: jax.Array
     epoch: jax.Array
@@ -206,7 +218,7 @@ def train(
     if start is None:
         scaling = scaling_of(network, labels.eta, T, labels.mu)
     else:
-        scaling = jax.tree.map(lambda a: a[0], start.scaling)
+        scaling = jax.tree.map(lambda a: np.asarray(a)[0], start.scaling)
         if not network.temperature and abs(float(scaling.temperature) / T[0] - 1) > 1e-5:
             raise ValueError(f"the start was trained at {float(scaling.temperature):g} K, the labels are at {T[0]:g} K")
     keys = jax.vmap(jax.random.fold_in, (None, 0))(key, ids)
@@ -216,9 +228,10 @@ def train(
     if again.size:
         slower = replace(settings, learning_rate=settings.learning_rate / 10)
         keys = jax.vmap(jax.random.fold_in, (0, None))(keys[again], 1)
-        trained = None if trained is None else jax.tree.map(lambda a: a[again], trained)
+        trained = None if trained is None else jax.tree.map(lambda a: np.asarray(a)[again], trained)
         second, after = _train(keys, network, scaling, labels, slower, trained)
-        found = jax.tree.map(lambda a, b: a.at[again].set(b), found, second)
+        for ours, theirs in zip(jax.tree.leaves(found), jax.tree.leaves(second), strict=True):
+            ours[again] = theirs
         history = _merge(history, after, again)
     if not history.used.any():
         raise RuntimeError(
@@ -226,8 +239,8 @@ def train(
             "learning_rate, and look at the labels for outliers"
         )
     keep = np.flatnonzero(history.used)
-    layers, offset = jax.tree.map(lambda a: a[keep].astype(float), found)
-    repeated = jax.tree.map(lambda a: jnp.broadcast_to(jnp.asarray(a, float), (keep.size, *a.shape)), scaling)
+    layers, offset = jax.tree.map(lambda a: jnp.asarray(a[keep], float), found)
+    repeated = jax.tree.map(lambda a: jnp.asarray(np.repeat(np.asarray(a)[None], keep.size, 0), float), scaling)
     return Surface(network, Params(layers, offset, repeated)), history
 
 
@@ -328,15 +341,17 @@ def _squares(program: _Program, network: Network, params: Params, row: _Rows, z0
     """Weighted squares of one row's errors."""
     of = partial(perceptrons, network, params)
     if program.energies:
-        value, (force, rise) = jax.value_and_grad(of, (0, 1))(row.z, row.tau)
+        points = jnp.stack([row.z, z0]) if network.anchored else row.z[None]  # one program for both
+        values, (forces, rises) = jax.vmap(jax.value_and_grad(of, (0, 1)), (0, None))(points, row.tau)
+        force = forces[0]
     else:
         force = jax.grad(of)(row.z, row.tau)
     total = jnp.sum(row.mu_weight * (force @ row.jacobian - row.mu) ** 2)
     if program.energies:
-        energy = value + row.slope * rise + params.offset * params.scaling.energies[0]
+        energies = values + row.slope * rises
+        energy = energies[0] + params.offset * params.scaling.energies[0]
         if network.anchored:
-            value, rise = jax.value_and_grad(of, 1)(z0, row.tau)
-            energy = energy - value - row.slope * rise
+            energy = energy - energies[1]
         total = total + row.energy_weight * (energy - row.energy) ** 2
     if program.hessians:
         along = lambda direction: jax.jvp(lambda z: jax.grad(of)(z, row.tau), (row.z,), (direction,))[1]
@@ -346,164 +361,185 @@ def _squares(program: _Program, network: Network, params: Params, row: _Rows, z0
 
 
 def _optimizer(program: _Program) -> optax.GradientTransformation:
-    if program.optimizer == "rmsprop":
-        return optax.scale_by_rms()
-    if program.optimizer == "adamw":
-        return optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(program.weight_decay))
-    return optax.scale_by_adam()
+    return optax.scale_by_rms() if program.rmsprop else optax.scale_by_adam()
 
 
-def _plateau(program: _Program) -> optax.GradientTransformationExtraArgs:
-    from optax.contrib import reduce_on_plateau
+@partial(jax.jit, static_argnums=(0, 1))
+def _init(network: Network, program: _Program, keys: jax.Array, trained: Any, scaling: Scaling) -> _State:
+    """States of all members, from (layers, offset); random where `trained` is None."""
 
-    return reduce_on_plateau(
-        factor=program.plateau_factor, patience=program.plateau_patience, rtol=1e-4, min_scale=1e-3
-    )
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _init(network: Network, program: _Program, size: int, keys: jax.Array, trained: Any, scaling: Scaling, n: int):
-    """States of all members, and their permutations (K, size) of the n rows, with the padding last."""
-
-    def one(key: jax.Array, trained: Any) -> tuple[_State, jax.Array]:
-        of_start, of_split, of_batches = jax.random.split(key, 3)
+    def one(key: jax.Array, trained: Any) -> _State:
         if trained is None:
-            fresh = network.init(of_start, scaling, scaling.mean.dtype)
+            fresh = network.init(key, scaling, scaling.mean.dtype)
             trained = (fresh.layers, fresh.offset)
-        order = jnp.argsort(jnp.where(jnp.arange(size) < n, jax.random.uniform(of_split, (size,)), 2.0))
-        zero = jnp.zeros((), jnp.int32)
-        state = _State(
-            of_batches, trained, _optimizer(program).init(trained), _plateau(program).init(scaling.width), trained,
-            jnp.array(jnp.inf, scaling.mean.dtype), zero - 1, zero, zero + RUNNING,
+        trained = jnp.concatenate([a.ravel() for a in jax.tree.leaves(trained)])
+        zero, worst = jnp.zeros((), jnp.int32), jnp.array(jnp.inf, trained.dtype)
+        return _State(
+            trained, _optimizer(program).init(trained), jnp.ones((), trained.dtype), worst, zero, trained, worst,
+            zero - 1, zero, zero + RUNNING,
         )  # fmt: skip
-        return state, order
 
     return jax.vmap(one, (0, None if trained is None else 0))(keys, trained)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+def _layers(network: Network, vector: Any) -> Any:
+    """(layers, offset) of parameters (..., P), in numpy of those in numpy."""
+    like = jax.eval_shape(lambda: network.init(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten((like.layers, like.offset))
+    ends = np.cumsum([a.size for a in leaves])[:-1].tolist()
+    parts = (np if isinstance(vector, np.ndarray) else jnp).split(vector, ends, axis=-1)
+    lead = vector.shape[:-1]
+    return jax.tree.unflatten(tree, [p.reshape(lead + a.shape) for p, a in zip(parts, leaves, strict=True)])
+
+
+@partial(jax.jit, static_argnums=(0, 1))
 def _block(
     network: Network,
     program: _Program,
-    held: int,
     states: _State,
-    orders: jax.Array,
+    shuffles: jax.Array,
+    held: jax.Array,
     rows: _Rows,
     scaling: Scaling,
     counts: tuple[jax.Array, jax.Array],
-    limits: tuple[jax.Array, jax.Array, jax.Array],
+    limits: _Limits,
 ) -> tuple[_State, tuple[jax.Array, jax.Array, jax.Array]]:
-    """BLOCK epochs of all members.
+    """Some epochs of K members.
 
     Parameters
     ----------
-    held : static; room for validation rows.
-    orders : (K, size) for each member its validation rows, then its training rows, then padding.
+    shuffles : (K, epochs, size) for every epoch the training rows in their order, then padding.
+    held : (K, room) validation rows, then padding.
     counts : numbers of training and validation rows.
-    limits : first learning rate, most epochs, patience.
     """
-    optimizer, plateau = _optimizer(program), _plateau(program)
+    optimizer = _optimizer(program)
     n_train, n_held = counts
-    learning_rate, most, patience = limits
-    size, B = orders.shape[1], program.batch
+    B = program.batch
     z0 = features(network, scaling, jnp.zeros(network.dimension, scaling.mean.dtype))
     steps = -(-n_train // B)
 
-    def loss(trained: Any, index: jax.Array, valid: jax.Array) -> jax.Array:
-        params = Params(trained[0], trained[1], scaling)
+    def loss(trained: jax.Array, index: jax.Array, valid: jax.Array) -> jax.Array:
+        layers, offset = _layers(network, trained)
+        params = Params(layers, offset, scaling)
         batch = jax.tree.map(lambda a: a[index], rows)
         squares = jax.vmap(lambda row: _squares(program, network, params, row, z0))(batch)
         return jnp.sum(jnp.where(valid, squares, 0)) / jnp.maximum(jnp.sum(valid), 1)
 
-    def epoch(state: _State, order: jax.Array) -> tuple[_State, tuple[jax.Array, jax.Array, jax.Array]]:
-        key, of_shuffle = jax.random.split(state.key)
-        at = jnp.arange(size)
-        last = (at < n_held) | (at >= n_held + n_train)
-        shuffled = order[jnp.argsort(jnp.where(last, 2.0, jax.random.uniform(of_shuffle, (size,))))]
-        rate = learning_rate * state.plateau.scale
+    def epoch(state: _State, shuffled: jax.Array, held: jax.Array) -> tuple[_State, tuple]:
+        rate = limits.learning_rate * state.rate
 
         def step(i: jax.Array, carry: tuple) -> tuple:
             trained, inner, total = carry
             # batches of equal size, but for one
             low, high = i * n_train // steps, (i + 1) * n_train // steps
             place = low + jnp.arange(B)
-            index = shuffled[jnp.minimum(place, size - 1)]
+            index = shuffled[jnp.minimum(place, len(shuffled) - 1)]
             value, gradient = jax.value_and_grad(loss)(trained, index, place < high)
             updates, inner = optimizer.update(gradient, inner, trained)
-            trained = jax.tree.map(lambda p, u: p - rate.astype(p.dtype) * u, trained, updates)
-            return trained, inner, total + value / steps
+            return trained - rate * (updates + limits.weight_decay * trained), inner, total + value / steps
 
         zero = jnp.zeros((), rows.z.dtype)
         trained, inner, training = jax.lax.fori_loop(0, steps, step, (state.trained, state.optimizer, zero))
-        place = jnp.arange(held)
-        validation = jnp.where(n_held > 0, loss(trained, order[:held], place < n_held), training)
+        validation = jnp.where(n_held > 0, loss(trained, held, jnp.arange(len(held)) < n_held), training)
         better = validation < state.best_loss
         best, best_loss, best_epoch = jax.tree.map(
             lambda a, b: jnp.where(better, a, b),
             (trained, validation, state.epoch),
             (state.best, state.best_loss, state.best_epoch),
         )
-        _, plateau_state = plateau.update(validation, state.plateau, value=validation)
+        gained = validation < (1 - LEAST_GAIN) * state.plateau_loss
+        waited = jnp.where(gained, 0, state.waited + 1)
+        falls = waited >= limits.plateau_patience
         status = jnp.where(
             ~jnp.isfinite(validation) | ~jnp.isfinite(training),
             DIVERGED,
-            jnp.where(state.epoch - best_epoch >= patience, EARLY, RUNNING),
+            jnp.where(state.epoch - best_epoch >= limits.patience, EARLY, RUNNING),
         ).astype(jnp.int32)
-        new = _State(key, trained, inner, plateau_state, best, best_loss, best_epoch, state.epoch + 1, status)
-        running = (state.status == RUNNING) & (state.epoch < most)
-        new, kept = (jax.tree.map(lambda a: jax.random.key_data(a) if _is_key(a) else a, s) for s in (new, state))
-        new = jax.tree.map(lambda a, b: jnp.where(running, a, b), new, kept)
-        new = new._replace(key=jax.random.wrap_key_data(new.key, impl=jax.random.key_impl(key)))
+        new = _State(
+            trained, inner, jnp.where(falls, jnp.maximum(limits.plateau_factor * state.rate, LEAST_RATE), state.rate),
+            jnp.where(gained, validation, state.plateau_loss), jnp.where(falls, 0, waited), best, best_loss,
+            best_epoch, state.epoch + 1, status,
+        )  # fmt: skip
+        running = (state.status == RUNNING) & (state.epoch < limits.epochs)
+        new = jax.tree.map(lambda a, b: jnp.where(running, a, b), new, state)
         seen = lambda a: jnp.where(running, a, jnp.nan)
         return new, (seen(training), seen(validation), seen(rate))
 
-    def member(state: _State, order: jax.Array) -> tuple[_State, tuple[jax.Array, jax.Array, jax.Array]]:
-        return jax.lax.scan(lambda state, _: epoch(state, order), state, length=BLOCK)
+    def member(state: _State, shuffles: jax.Array, held: jax.Array) -> tuple[_State, tuple]:
+        return jax.lax.scan(lambda state, shuffled: epoch(state, shuffled, held), state, shuffles)
 
-    if program.vmapped:
-        return jax.vmap(member)(states, orders)
-    return jax.lax.map(lambda of: member(*of), (states, orders))
+    return jax.vmap(member)(states, shuffles, held)
 
 
-def _is_key(a: jax.Array) -> bool:
-    return jnp.issubdtype(a.dtype, jax.dtypes.prng_key)
+def _held(n: int, settings: TrainingSettings) -> int:
+    """How many of n labels are held out."""
+    return min(n - 1, max(1, round(settings.validation * n))) if settings.validation else 0
+
+
+def _shuffles(rng: np.random.Generator, rows: np.ndarray, size: int) -> np.ndarray:
+    """(BLOCK, size) the rows in another order for every epoch, then padding."""
+    order = np.stack([rng.permutation(rows) for _ in range(BLOCK)])
+    return np.pad(order, ((0, 0), (0, size - len(rows)))).astype(np.int32)
 
 
 def _train(
     keys: jax.Array, network: Network, scaling: Scaling, labels: Labels, settings: TrainingSettings, trained: Any
 ) -> tuple[Any, History]:
-    """The best parameters (layers, offset) of all members; `used` says which are good."""
-    n = len(labels)
-    n_held = min(n - 1, max(1, round(settings.validation * n))) if settings.validation else 0
-    size, held = bucket(n), bucket(max(1, n_held))
+    """The best parameters (layers, offset) of all members, on the host; `used` says which are good."""
+    n, K = len(labels), len(keys)
+    n_held, size = _held(n, settings), room(n)
     rows = _rows(network, scaling, labels, settings, size)
-    batch = settings.batch or int(np.clip(2 ** round(np.log2(n / 8)), 32, 256))
     program = _Program(
-        settings.optimizer, settings.weight_decay, batch, settings.plateau_patience, settings.plateau_factor,
+        settings.optimizer == "rmsprop",
+        settings.batch or int(np.clip(size // 8, 32, 256)),
         bool(network.temperature and settings.energy_weight and np.isfinite(labels.energy).any()),
         rows.curvature.shape[1] > 0,
-        jax.default_backend() != "cpu" if settings.vmapped is None else settings.vmapped,
-    )  # fmt: skip
-    scaling, trained = jax.tree.map(lambda a: jnp.asarray(a, settings.dtype), (scaling, trained))
-    states, orders = _init(network, program, size, keys, trained, scaling, n)
-    counts = jnp.asarray(n - n_held), jnp.asarray(n_held)
-    limits = jnp.asarray(settings.learning_rate), jnp.asarray(settings.epochs), jnp.asarray(settings.patience)
-    curves = []
-    for _ in range(0, settings.epochs, BLOCK):
-        states, curve = _block(network, program, held, states, orders, rows, scaling, counts, limits)
-        curves.append(jax.tree.map(np.asarray, curve))
-        if np.all(np.asarray(states.status) != RUNNING):
-            break
-    training, validation, rate = (np.concatenate(c, axis=1)[:, : settings.epochs] for c in zip(*curves, strict=True))
-    status, best_epoch = np.asarray(states.status), np.asarray(states.best_epoch)
-    lost = (status == DIVERGED) | (best_epoch < 0)
-    lost |= np.asarray(states.best_loss) > NOTHING_LEARNED
-    reasons = np.where(lost, "diverged", np.where(status == EARLY, "early stopping", "all epochs"))
-    stopped = tuple(reasons.tolist())
-    history = History(
-        training, validation, rate, best_epoch, np.asarray(states.best_loss), stopped, np.zeros(len(lost), bool), ~lost
     )
-    return states.best, history
+    scaling, trained = jax.tree.map(lambda a: jnp.asarray(a, settings.dtype), (scaling, trained))
+    counts = np.int32(n - n_held), np.int32(n_held)
+    number: Any = np.dtype(settings.dtype).type
+    limits = _Limits(
+        number(settings.learning_rate), number(settings.weight_decay if settings.optimizer == "adamw" else 0),
+        np.int32(settings.epochs), np.int32(settings.patience), np.int32(settings.plateau_patience),
+        number(settings.plateau_factor),
+    )  # fmt: skip
+    rngs = [np.random.default_rng(np.asarray(jax.random.key_data(key)).ravel()) for key in keys]
+    orders = np.stack([rng.permutation(n) for rng in rngs]).astype(np.int32)
+    held = np.pad(orders[:, :n_held], ((0, 0), (0, max(1, _held(size, settings)) - n_held)))
+    start = jax.tree.map(np.asarray, _init(network, program, keys, trained, scaling))
+
+    def run(group: slice) -> tuple[_State, Any]:
+        states, curves = jax.tree.map(lambda a: a[group], start), []
+        for _ in range(0, settings.epochs, BLOCK):
+            shuffles = np.stack(
+                [_shuffles(rng, order[n_held:], size) for rng, order in zip(rngs[group], orders[group], strict=True)]
+            )
+            states, curve = _block(network, program, states, shuffles, held[group], rows, scaling, counts, limits)
+            curves.append(jax.tree.map(np.asarray, curve))
+            if np.all(np.asarray(states.status) != RUNNING):
+                break
+        missing = settings.epochs - sum(c[0].shape[1] for c in curves)
+        joined = [np.concatenate(c, axis=1)[:, : settings.epochs] for c in zip(*curves, strict=True)]
+        filled = [np.pad(c, ((0, 0), (0, max(0, missing))), constant_values=np.nan) for c in joined]
+        return jax.tree.map(np.asarray, states), filled
+
+    vmapped = jax.default_backend() != "cpu" if settings.vmapped is None else settings.vmapped
+    done = [run(slice(0, K))] if vmapped else [run(slice(k, k + 1)) for k in range(K)]
+    states, (training, validation, rate) = jax.tree.map(lambda *a: np.concatenate(a), *done)
+    longest = int(states.epoch.max())
+    training, validation, rate = (c[:, :longest] for c in (training, validation, rate))
+    lost = (states.status == DIVERGED) | (states.best_epoch < 0) | (states.best_loss > NOTHING_LEARNED)
+    reasons = np.where(lost, "diverged", np.where(states.status == EARLY, "early stopping", "all epochs"))
+    history = History(
+        training, validation, rate, states.best_epoch, states.best_loss, tuple(reasons.tolist()),
+        np.zeros(K, bool), ~lost,
+    )  # fmt: skip
+    return _layers(network, states.best), history
+
+
+def room(n: int) -> int:
+    """The next power of two, at least 32: a campaign that goes from 100 to 800 labels compiles four programs."""
+    return max(32, 1 << (n - 1).bit_length())
 
 
 def _merge(first: History, second: History, at: np.ndarray) -> History:

@@ -15,7 +15,7 @@ from haljax.campaign import CampaignExists, CampaignMismatch, read_journal
 from haljax.free_energy.campaign import FreeEnergy
 from haljax.free_energy.data import Labels
 from haljax.free_energy.mean_field import biased_labels, mean_field
-from haljax.free_energy.sampling import published
+from haljax.free_energy.sampling import plain, published
 from haljax.lattice.clusters import orbits
 from haljax.lattice.crystal import lattice
 from haljax.lattice.expansion import ClusterExpansion, save_expansion
@@ -46,7 +46,7 @@ class Exact:
         windows = []
         for w in range(len(found)):
             row = {name: np.asarray(value)[w] for name, value in vars(found).items()}
-            label = {name: _plain(value) for name, value in row.items()}
+            label = {name: plain(value) for name, value in row.items()}
             windows.append(
                 {"label": label, "converged": w % 7 != 3, "passes": 100, "equilibration": 10, "acceptance": 0.3}
             )
@@ -55,12 +55,6 @@ class Exact:
 
 def _energy(eta: jax.Array) -> jax.Array:
     return W * (eta[0] ** 2 - eta[1] ** 2)
-
-
-def _plain(value: Any) -> Any:
-    if np.ndim(value):
-        return [_plain(v) for v in value]
-    return float(value) if np.isfinite(value) else None
 
 
 @pytest.fixture(scope="module")

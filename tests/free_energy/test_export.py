@@ -20,7 +20,7 @@ T = 300.0
 def surface(net, members=3):
     data = exact_labels(50, [250.0, 300.0, 350.0])
     scaling = scaling_of(net, data.eta, data.temperature if net.temperature else np.full(50, T), data.mu)
-    params = jax.vmap(lambda key: net.init(key, scaling))(jax.random.split(jax.random.key(0), members))
+    params = jax.jit(jax.vmap(lambda key: net.init(key, scaling)))(jax.random.split(jax.random.key(0), members))
     # as a trained one: biases that are not zero
     params = jax.tree.map(lambda a: a + 0.1 if a.ndim < 3 and a.dtype == float else a, params.layers), params
     return Surface(net, params[1]._replace(layers=params[0], offset=jnp.arange(members) * 0.3))
@@ -91,7 +91,7 @@ def test_one_temperature_alone(tmp_path):
 
 
 def test_what_cannot_be_exported(tmp_path):
-    with pytest.raises(ValueError, match="only polynomials made by haljax.lattice.invariants"):
+    with pytest.raises(ValueError, match="only polynomials made by haljax.lattice.symmetry"):
         export_c(surface(Network(jnp.sin, SUBLATTICES)), tmp_path / "g.c")
     with pytest.raises(ValueError, match="trained at 300 K"):
         export_c(surface(network()), tmp_path / "g.c", temperature=350.0)

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -59,40 +59,51 @@ def published(x):
     )
 
 
-def ensemble(net, members=3, seed=0, offset=1.0):
-    params = jax.vmap(net.init)(jax.random.split(jax.random.key(seed), members))
-    return Surface(net, params._replace(offset=offset * jnp.arange(members, dtype=float)))
+@cache
+def parameters(net, members=3):
+    return jax.jit(jax.vmap(net.init))(jax.random.split(jax.random.key(0), members))
 
 
-def differences(function, eta, step=1e-5):
-    """Central differences along every coordinate, last axis."""
-    rows = np.eye(len(eta)) * step
-    return np.stack([(function(eta + r) - function(eta - r)) / (2 * step) for r in rows], axis=-1)
+def one_of(net):
+    return jax.tree.map(lambda a: a[0], jax.tree.map(np.asarray, parameters(net)))
 
 
-@pytest.mark.parametrize("activation", ["tanh", "softplus"])
-@pytest.mark.parametrize("temperature", [False, True])
+def ensemble(net):
+    return Surface(net, parameters(net)._replace(offset=np.arange(3.0)))
+
+
+free_energy_of, energy_of = (jax.jit(of, static_argnums=0) for of in (free_energy, energy))
+
+
+@partial(jax.jit, static_argnums=0)
+def everything(net, params, eta, T):
+    """g (n,), mu (n, d) and Hessian (n, d, d) of one network at eta (n, d): one program."""
+    return tuple(
+        jax.vmap(of, (None, None, 0, None))(net, params, eta, T) for of in (free_energy, chemical_potential, hessian)
+    )
+
+
+@pytest.mark.parametrize("activation, temperature", [("tanh", True), ("softplus", False)])
 def test_derivatives(activation, temperature):
     net = network(activation=activation, temperature=temperature)
-    params = net.init(jax.random.key(1))
-    g, of_mu, of_hessian = (jax.jit(partial(of, net, params)) for of in (free_energy, chemical_potential, hessian))
-    for eta in inside(3):
-        mu = of_mu(eta, T)
-        # truncation h^2 f'''/6 ~ 1e-8, rounding 1e-16 / 1e-5
-        np.testing.assert_allclose(mu, differences(lambda e: g(e, T), eta), atol=1e-8)
-        found = of_hessian(eta, T)
-        np.testing.assert_allclose(found, differences(lambda e: of_mu(e, T), eta), atol=1e-6)
-        np.testing.assert_allclose(found, found.T, atol=1e-14)
+    eta, step = inside(3), 1e-5
+    ends = [eta[:, None] + sign * step * np.eye(3)[None] for sign in (1, -1)]  # (points, coordinates, 3)
+    g, mu, H = everything(net, one_of(net), np.concatenate([eta, *(e.reshape(-1, 3) for e in ends)]), T)
+    slope = lambda a: (a[3:12] - a[12:]).reshape(3, 3, *a.shape[1:]) / (2 * step)
+    # truncation h^2 f'''/6 ~ 1e-8, rounding 1e-16 / 1e-5
+    np.testing.assert_allclose(mu[:3], slope(g), atol=1e-8)
+    np.testing.assert_allclose(H[:3], slope(mu), atol=1e-6)
+    np.testing.assert_allclose(H, np.swapaxes(H, 1, 2), atol=1e-14)
 
 
 def test_energy_is_the_derivative_of_beta_g():
     net = network(temperature=True)
-    params = net.init(jax.random.key(1))._replace(offset=jnp.array(0.7))
+    params = one_of(net)._replace(offset=np.array(0.7))
     beta, step = 1 / (KB * T), 1e-3
     for eta in inside(3):
-        at = jax.jit(lambda b, eta=eta: b * free_energy(net, params, eta, 1 / (KB * b)))
-        slope = (at(beta + step) - at(beta - step)) / (2 * step)
-        np.testing.assert_allclose(energy(net, params, eta, T), slope, atol=1e-9)
+        g = [free_energy_of(net, params, eta, 1 / (KB * b)) for b in (beta + step, beta - step)]
+        slope = ((beta + step) * g[0] - (beta - step) * g[1]) / (2 * step)
+        np.testing.assert_allclose(energy_of(net, params, eta, T), slope, atol=1e-9)
 
 
 @pytest.mark.parametrize("sublattices", [SUBLATTICES, HALF_CUBE])
@@ -105,34 +116,38 @@ def test_ideal_term_is_exact(sublattices):
     np.testing.assert_allclose(
         ideal(net, eta, T), KB * T * np.mean(x * np.log(x) + (1 - x) * np.log(1 - x)), rtol=1e-13
     )
-    params = jax.tree.map(jnp.zeros_like, net.init(jax.random.key(0)))
-    params = params._replace(scaling=net.init(jax.random.key(0)).scaling)
+    slope, bend = jax.jit(lambda e: (jax.grad(ideal, 1)(net, e, T), jax.hessian(ideal, 1)(net, e, T)))(eta)
     mu = KB * T / len(x) * np.log(x / (1 - x)) @ sublattices
-    np.testing.assert_allclose(chemical_potential(net, params, eta, T), mu, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(slope, mu, rtol=1e-12, atol=1e-15)
     curvature = KB * T / len(x) * sublattices.T @ np.diag(1 / (x * (1 - x))) @ sublattices
-    np.testing.assert_allclose(hessian(net, params, eta, T), curvature, rtol=1e-12, atol=1e-14)
-    if d == 3:  # and has no part in the energy
-        with_T = replace(net, temperature=True)
-        params = with_T.init(jax.random.key(0))
-        wide = with_T.init(jax.random.key(0))
-        assert energy(with_T, params, eta, T) == energy(replace(with_T), wide, eta, T)
-        bare = lambda T: excess(with_T, params, eta, T)
-        np.testing.assert_allclose(energy(with_T, params, eta, T), bare(T) - T * jax.grad(bare)(T), rtol=1e-12)
+    np.testing.assert_allclose(bend, curvature, rtol=1e-12, atol=1e-14)
+
+
+def test_ideal_term_is_added_and_has_no_energy():
+    net = network(temperature=True)
+    bare, params, eta = replace(net, sublattices=None), one_of(net), inside(1)[0]
+    for t in (200.0, 300.0):
+        g = [free_energy_of(n, params, eta, t) for n in (net, bare)]
+        # without the ideal term, G is not anchored at eta = 0 either
+        zero = free_energy_of(bare, params, np.zeros(3), t)
+        np.testing.assert_allclose(g[0], ideal(net, eta, t) + g[1] - zero, rtol=1e-12)
+    of = jax.jit(jax.value_and_grad(lambda t: excess(net, params, eta, t)))
+    value, slope = of(T)
+    np.testing.assert_allclose(energy_of(net, params, eta, T), value - T * slope, rtol=1e-12)
 
 
 def test_divergence_at_the_ends_and_beyond():
     net = network()
-    params = net.init(jax.random.key(0))
-    mu0 = jax.jit(lambda c: chemical_potential(net, params, jnp.array([1.0, 0.0, 0.0]) * c, T)[0])
-    # kT ln x: a hundredth of the vacancies moves mu by kT ln 100
-    np.testing.assert_allclose(mu0(1e-8) - mu0(1e-10), KB * T * np.log(100), rtol=1e-4)
-    np.testing.assert_allclose(mu0(1 - 1e-10) - mu0(1 - 1e-8), KB * T * np.log(100), rtol=1e-4)
+    params = one_of(net)
     corners = [[0, 0, 0], [1, 0, 0], [0.5, 0.5, 0], [0.5, -0.5, 0], [1.3, 0.2, 0.1], [-0.2, 0, 0], [0.5, 0.9, 0.8]]
-    for dtype in (jnp.float32, jnp.float64):
-        for of in (free_energy, chemical_potential, hessian):
-            found = jax.jit(jax.vmap(partial(of, net, params), (0, None)))(jnp.array(corners, dtype), T)
-            assert np.all(np.isfinite(found))
-    assert mu0(-0.01) < mu0(0.01) and mu0(1.01) > mu0(0.99)
+    ends = [[c, 0, 0] for c in (1e-8, 1e-10, 1 - 1e-10, 1 - 1e-8, -0.01, 0.01, 1.01, 0.99)]
+    found = everything(net, params, np.array(ends + corners), T)
+    mu0 = found[1][:, 0]
+    # kT ln x: a hundredth of the vacancies moves mu by kT ln 100
+    np.testing.assert_allclose([mu0[0] - mu0[1], mu0[2] - mu0[3]], KB * T * np.log(100), rtol=1e-4)
+    assert mu0[4] < mu0[5] and mu0[6] > mu0[7]
+    single = everything(net, params, np.array(ends + corners, np.float32), T)
+    assert all(np.all(np.isfinite(a)) for a in found + single)
 
 
 @pytest.mark.parametrize("net, group", [(network(), GROUP), (Network(published, HALF_CUBE), HALF_CUBE_GROUP[::7])])
@@ -140,20 +155,20 @@ def test_mu_has_the_symmetry_of_the_group(net, group):
     if net.dimension == 7:  # these 384 leave h0 to h9; h10 and h11 have signs that only half of them keep
         invariant = lambda x: published(x)[..., :10]
         net = replace(net, invariants=invariant)
-    params = net.init(jax.random.key(2))
-    eta = 0.1 * jax.random.normal(jax.random.key(3), (net.dimension,)) + jnp.eye(net.dimension)[0] * 0.4
-    images = jnp.concatenate([eta[None], group @ eta])
-    mu = np.asarray(jax.jit(jax.vmap(partial(chemical_potential, net, params), (0, None)))(images, T))
+    eta = 0.1 * np.random.default_rng(3).normal(size=net.dimension) + 0.4 * np.eye(net.dimension)[0]
+    images = np.concatenate([eta[None], group @ eta])
+    mu = np.asarray(jax.jit(jax.vmap(partial(chemical_potential, net, one_of(net)), (0, None)))(images, T))
+    assert np.abs(mu[0, 1:]).max() > 1e-3
     np.testing.assert_allclose(mu[1:], group @ mu[0], atol=1e-12)
 
 
 def test_anchor():
     for temperature in (False, True):
         net = network(temperature=temperature)
-        params = net.init(jax.random.key(4))._replace(offset=jnp.array(0.25))
+        params = one_of(net)._replace(offset=np.array(0.25))
         for T in (200.0, 300.0, 900.0):
             # what is left is kT u ln u at the clip
-            np.testing.assert_allclose(free_energy(net, params, jnp.zeros(3), T), 0.25, atol=1e-12)
+            np.testing.assert_allclose(free_energy_of(net, params, np.zeros(3), T), 0.25, atol=1e-12)
 
 
 def test_features_of_their_own():
@@ -169,42 +184,41 @@ def test_features_of_their_own():
 
 
 def test_surface_is_the_mean_of_its_members():
-    surface = ensemble(network(), offset=0.01)
+    surface = ensemble(network())
     eta = jnp.asarray(inside(6)).reshape(2, 3, 3)
-
-    def members(of):
-        each = jax.vmap(of, (None, None, 0, None))
-        found = jax.jit(jax.vmap(each, (None, 0, None, None)), static_argnums=0)(
-            surface.network, surface.params, eta.reshape(6, 3), T
-        )
-        return found.reshape(3, 2, 3, *found.shape[2:])
-
-    for name, of in (("free_energy", free_energy), ("chemical_potential", chemical_potential), ("hessian", hessian)):
-        found = getattr(surface, name)(eta, T)
-        np.testing.assert_allclose(found, members(of).mean(0), atol=1e-13)
-        np.testing.assert_allclose(jax.jit(getattr(surface, name))(eta, T), found, atol=1e-13)
-    np.testing.assert_allclose(surface.member(1).free_energy(eta, T), members(free_energy)[1], atol=1e-13)
+    alone = jax.vmap(everything, (None, 0, None, None))(surface.network, surface.params, eta.reshape(6, 3), T)
+    g, mu, H = (np.asarray(a).reshape(3, 2, 3, *a.shape[2:]) for a in alone)
+    means = (surface.free_energy(eta, T), surface.chemical_potential(eta, T), surface.hessian(eta, T))
+    for found, members in zip(means, (g, mu, H), strict=True):
+        np.testing.assert_allclose(found, members.mean(0), atol=1e-13)
+    np.testing.assert_allclose(surface.member(1).free_energy(eta, T), g[1], atol=1e-13)
     mean, std = surface.spread(eta, T)
-    mu = members(chemical_potential)
     np.testing.assert_allclose(mean, mu.mean(0), atol=1e-13)
     np.testing.assert_allclose(std, mu.std(0), atol=1e-13)
-    one = jax.vmap(lambda s, e: s.free_energy(e, T), (None, 0))(surface, eta[0])
-    np.testing.assert_allclose(one, surface.free_energy(eta[0], T), atol=1e-13)
-    slope = jax.grad(lambda e: surface.free_energy(e, T))(eta[0, 0])
-    np.testing.assert_allclose(slope, surface.chemical_potential(eta[0, 0], T), atol=1e-13)
+
+
+def test_surface_under_transformations():
+    surface = ensemble(network())
+    eta = jnp.asarray(inside(6)).reshape(2, 3, 3)
+    of = lambda s, e: s.free_energy(e, T)
+    g, mu = surface.free_energy(eta, T), surface.chemical_potential(eta, T)
+    value, slope = jax.jit(jax.value_and_grad(lambda e: of(surface, e).sum()))(eta)
+    np.testing.assert_allclose([value], [g.sum()], atol=1e-12)
+    np.testing.assert_allclose(slope, mu, atol=1e-13)
+    np.testing.assert_allclose(jax.jit(of)(surface, eta), g, atol=1e-13)
+    np.testing.assert_allclose(jax.vmap(of, (None, 0))(surface, eta), g, atol=1e-13)
 
 
 def test_surface_in_chunks_with_temperatures(monkeypatch):
     surface = ensemble(network(temperature=True))
     eta, temperatures = inside(50), np.linspace(200, 400, 50)
-    whole = [surface.chemical_potential(eta, temperatures), surface.energy(eta, temperatures)]
+    whole = surface.energy(eta, temperatures)
     module._evaluate.clear_cache()
     monkeypatch.setattr(module, "CHUNK", 16)
-    parts = [surface.chemical_potential(eta, temperatures), surface.energy(eta, temperatures)]
+    parts = surface.energy(eta, temperatures)
     module._evaluate.clear_cache()
-    for a, b in zip(whole, parts, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-13)
-    np.testing.assert_allclose(whole[0][7], surface.chemical_potential(eta[7], temperatures[7]), atol=1e-13)
+    np.testing.assert_allclose(whole, parts, atol=1e-13)
+    np.testing.assert_allclose(whole[7], surface.energy(eta[7], temperatures[7]), atol=1e-13)
 
 
 def test_sizes_share_programs():
@@ -220,13 +234,13 @@ def test_sizes_share_programs():
 
 
 def test_float32_near_float64():
-    surface = ensemble(network())
-    single = Surface(surface.network, jax.tree.map(lambda a: a.astype(jnp.float32), surface.params))
-    eta = inside(20, margin=0.05)
-    for name, tolerance in (("free_energy", 1e-5), ("chemical_potential", 1e-5), ("hessian", 1e-4)):
-        found = getattr(single, name)(eta.astype(np.float32), T)
-        assert found.dtype == jnp.float32
-        np.testing.assert_allclose(found, getattr(surface, name)(eta, T), atol=tolerance)
+    net = network()
+    params, eta = one_of(net), inside(20, margin=0.05)
+    small = jax.tree.map(lambda a: a.astype(np.float32), params)
+    found, exact = everything(net, small, eta.astype(np.float32), T), everything(net, params, eta, T)
+    for a, b, tolerance in zip(found, exact, (1e-5, 1e-5, 1e-4), strict=True):
+        assert a.dtype == jnp.float32
+        np.testing.assert_allclose(a, b, atol=tolerance)
 
 
 def test_nan_stays_where_it_is():

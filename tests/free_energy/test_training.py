@@ -10,7 +10,7 @@ import pytest
 from haljax.free_energy import training
 from haljax.free_energy.data import labels
 from haljax.free_energy.mean_field import mean_field
-from haljax.free_energy.network import Network, Surface, features, scaling_of
+from haljax.free_energy.network import Network, chemical_potential, energy, features, hessian, scaling_of
 from haljax.free_energy.training import TrainingSettings, train
 
 from .half_cube import SUBLATTICES as HALF_CUBE
@@ -20,11 +20,12 @@ from .test_network import published
 T = 300.0
 SHORT = TrainingSettings(epochs=200, patience=200)
 BRIEF = TrainingSettings(epochs=20)
+exact_mu = jax.jit(jax.vmap(jax.grad(exact)))
 
 
 def errors(surface, eta, temperatures=T):
     """Root mean square error (3,) of mu."""
-    mu = jax.vmap(jax.grad(exact))(eta, jnp.broadcast_to(temperatures, len(eta)).astype(float))
+    mu = exact_mu(eta, np.broadcast_to(temperatures, len(eta)).astype(float))
     return np.sqrt(np.mean((surface.chemical_potential(eta, temperatures) - mu) ** 2, axis=0))
 
 
@@ -55,14 +56,14 @@ def test_energies_teach_temperature():
     data = data.replace(mu=np.where(far[:, None], np.nan, data.mu))
     eta = inside(60, seed=5, margin=0.05)
     surface, _ = train(jax.random.key(0), net, data, settings=replace(SHORT, epochs=500, patience=500))
-    mu = jax.vmap(jax.grad(exact), (0, None))
-    change = np.sqrt(np.mean((mu(eta, 350.0) - mu(eta, T)) ** 2, axis=0))
+    change = np.sqrt(np.mean((exact_mu(eta, np.full(60, 350.0)) - exact_mu(eta, np.full(60, T))) ** 2, axis=0))
     assert np.all(errors(surface, eta, 350.0) < 0.3 * change), (errors(surface, eta, 350.0), change)
-    e = jax.vmap(exact_energy, (0, None))(eta, 330.0)
+    e = jax.jit(jax.vmap(exact_energy, (0, None)))(eta, 330.0)
     # absolute, since eta = 0 is a state without entropy
     np.testing.assert_allclose(surface.energy(eta, 330.0), e, atol=1e-2)
     # beta g is integrated from there, which these labels do not reach: a constant of it remains
-    gaps = [(surface.free_energy(eta, t) - jax.vmap(exact, (0, None))(eta, t)) / t for t in (280.0, 300.0, 330.0)]
+    g = jax.jit(jax.vmap(exact, (0, None)))
+    gaps = [(surface.free_energy(eta, t) - g(eta, t)) / t for t in (280.0, 300.0, 330.0)]
     np.testing.assert_allclose(np.ptp(gaps) * T, 0, atol=5e-3)
 
 
@@ -70,7 +71,7 @@ def test_energies_teach_temperature():
 def test_hessians_help_where_labels_are_scarce():
     data, eta = exact_labels(12, T, hessians=True, margin=0.08), inside(200, seed=7, margin=0.1)
     found = [
-        errors(train(jax.random.key(0), network(), data, settings=replace(SHORT, hessian_weight=w))[0], eta)
+        errors(train(jax.random.key(0), network(), data, members=3, settings=replace(SHORT, hessian_weight=w))[0], eta)
         for w in (0.0, 1.0)
     ]
     assert np.all(found[1] < 0.7 * found[0]), found
@@ -90,7 +91,7 @@ def test_components_of_unequal_size_are_learned_alike():
     """mu_0 spreads ten times wider than mu_1 and mu_2 here; a component that is zero so far does no harm."""
     data = exact_labels(100, T)
     data = data.replace(eta=data.eta * [1, 0.1, 0], mu=None)
-    mu = np.asarray(jax.vmap(jax.grad(exact))(data.eta, data.temperature))
+    mu = np.asarray(exact_mu(data.eta, data.temperature))
     surface, _ = train(jax.random.key(0), network(), data.replace(mu=mu), settings=SHORT)
     error = np.sqrt(np.mean((surface.chemical_potential(data.eta, T) - mu) ** 2, axis=0))
     assert mu[:, 0].std() > 10 * mu[:, 1].std()
@@ -99,44 +100,54 @@ def test_components_of_unequal_size_are_learned_alike():
 
 def test_a_member_alone_is_as_in_its_ensemble(monkeypatch):
     """Also where it is padded otherwise."""
-    data, settings = exact_labels(100, T), replace(BRIEF, dtype="float64", vmapped=True)
+    data, settings = exact_labels(100, T), replace(BRIEF, dtype="float64")
     together, history = train(jax.random.key(3), network(), data, members=3, settings=settings)
     again, _ = train(jax.random.key(3), network(), data, members=3, settings=settings)
-    bucket = training.bucket
-    monkeypatch.setattr(training, "bucket", lambda n: bucket(n) + 17)
+    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, together.params, again.params)))
+    monkeypatch.setattr(training, "room", lambda n: 256)  # batches stay 32
     alone, single = train(jax.random.key(3), network(), data, members=[2], settings=settings)
     # twenty epochs amplify the rounding of sums taken in another order
     np.testing.assert_allclose(history.validation[2], single.validation[0], rtol=1e-8)
     for a, b in zip(jax.tree.leaves(together.params), jax.tree.leaves(alone.params), strict=True):
         np.testing.assert_allclose(a[2], b[0], rtol=1e-6, atol=1e-8)
     assert not np.allclose(history.validation[0], history.validation[1])
-    assert all(jax.tree.leaves(jax.tree.map(np.array_equal, together.params, again.params)))
+
+
+def test_side_by_side_is_one_after_another():
+    data, settings = exact_labels(100, T), replace(BRIEF, dtype="float64")
+    found = [
+        train(jax.random.key(3), network(), data, members=3, settings=replace(settings, vmapped=v))
+        for v in (False, True)
+    ]
+    np.testing.assert_allclose(found[0][1].training, found[1][1].training, rtol=1e-8)
+    np.testing.assert_allclose(found[0][0].params.offset, found[1][0].params.offset, rtol=1e-6)
 
 
 def test_growing_data_shares_programs():
-    data, programs = exact_labels(104, T), (training._block, training._init, training._geometry)
-    train(jax.random.key(0), network(), data.select(slice(0, 97)), settings=BRIEF)
+    data, programs = exact_labels(100, T), (training._block, training._init, training._geometry)
+    train(jax.random.key(0), network(), data.select(slice(0, 70)), settings=BRIEF)
     compiled = [program._cache_size() for program in programs]
-    for n in (99, 100, 104):
-        settings = replace(BRIEF, learning_rate=1e-5 * n, patience=n, error_floor=1e-3 * n)
-        train(jax.random.key(0), network(), data.select(slice(0, n)), settings=settings)
-    assert [program._cache_size() for program in programs] == compiled
+    for n, members in ((65, 2), (80, 3), (100, 1)):
+        settings = replace(BRIEF, learning_rate=1e-5 * n, patience=n, error_floor=1e-3 * n, epochs=n // 4)
+        train(jax.random.key(0), network(), data.select(slice(0, n)), settings=settings, members=members)
+    grown = [program._cache_size() for program in programs]
+    assert grown[0] == compiled[0] and grown[2] == compiled[2]
+    assert len({training.room(n) for n in range(100, 801)}) == 4
+    assert all(max(32, n) <= training.room(n) < max(33, 2 * n) for n in range(2, 3000))
 
 
 def test_the_loss_is_that_of_the_surface():
     """Labels that a network made itself cost nothing, and others what the settings say."""
     net = network(temperature=True)
-    data = exact_labels(6, [250.0, 300.0, 350.0], energies=True, hessians=True)
+    rng = np.random.default_rng(0)
+    data = labels(inside(6), np.resize([250.0, 300.0, 350.0], 6), rng.normal(size=(6, 3)))
     scaling = scaling_of(net, data.eta, data.temperature, data.mu)
-    params = net.init(jax.random.key(0), scaling)._replace(offset=jnp.array(0.3))
-    surface = Surface(net, jax.tree.map(lambda a: a[None], params))
-    own = {
-        "mu": surface.chemical_potential(data.eta, data.temperature),
-        "energy": surface.energy(data.eta, data.temperature),
-        "hessian": surface.hessian(data.eta, data.temperature),
-    }
+    params = jax.jit(net.init)(jax.random.key(0), scaling)._replace(offset=jnp.array(0.3))
+    names, derivatives = ("mu", "energy", "hessian"), (chemical_potential, energy, hessian)
+    at = jax.jit(jax.vmap(lambda eta, t: [of(net, params, eta, t) for of in derivatives]))
+    own = dict(zip(names, at(data.eta, data.temperature), strict=True))
     settings = TrainingSettings(dtype="float64", energy_weight=0.7, hessian_weight=0.2)
-    program = training._Program("adam", 0.0, 32, 50, 0.5, True, True)
+    program = training._Program(False, 32, True, True)
     z0 = features(net, scaling, jnp.zeros(3))
 
     @jax.jit
@@ -162,7 +173,7 @@ def test_the_loss_is_that_of_the_surface():
 def test_history_and_stopping():
     data = exact_labels(100, T)
     data = data.replace(mu=data.mu + 0.1 * np.random.default_rng(1).normal(size=data.mu.shape))
-    settings = replace(SHORT, patience=20, plateau_patience=5)  # a program of its own
+    settings = replace(SHORT, patience=20, plateau_patience=5)
     surface, history = train(jax.random.key(0), network(), data, members=2, settings=settings)
     assert history.stopped == ("early stopping",) * 2 and surface.members == 2
     for k in range(2):
@@ -170,7 +181,7 @@ def test_history_and_stopping():
         assert len(seen) == history.best_epoch[k] + 21 < 200
         assert seen.min() == history.best_validation[k] == seen[history.best_epoch[k]]
         rate = history.learning_rate[k][: len(seen)]
-        np.testing.assert_allclose(rate[0], 1e-2, rtol=1e-6)
+        np.testing.assert_allclose(rate[0], 2e-2, rtol=1e-6)
         assert rate[-1] < 0.3 * rate[0] and np.all(np.diff(rate) <= 0)
     _, history = train(jax.random.key(0), network(), data, settings=replace(BRIEF, validation=0.0))
     np.testing.assert_array_equal(history.training, history.validation)
@@ -183,7 +194,8 @@ def test_going_on_from_a_start():
     second, after = train(
         jax.random.key(0), network(), data, members=2, settings=replace(BRIEF, learning_rate=1e-4), start=first.params
     )
-    assert np.all(after.best_validation < 1.05 * before.best_validation)
+    # a start from nothing costs 1; the least of many losses is not met at once
+    assert np.all(after.validation[:, 0] < 2 * before.best_validation)
     np.testing.assert_array_equal(second.params.scaling.scale, first.params.scaling.scale)
     with pytest.raises(ValueError, match="2,\\) members, but 3"):
         train(jax.random.key(0), network(), data, members=3, start=first.params)
@@ -218,9 +230,9 @@ def test_a_member_that_diverges_once_is_trained_again(monkeypatch):
 
     monkeypatch.setattr(training, "_train", fails_once)
     surface, history = train(jax.random.key(0), network(), data, members=2, settings=BRIEF)
-    assert rates == [1e-2, 1e-3] and surface.members == 2 and history.stopped == ("all epochs",) * 2
+    assert rates == [2e-2, 2e-3] and surface.members == 2 and history.stopped == ("all epochs",) * 2
     assert history.restarted.tolist() == [False, True]
-    np.testing.assert_allclose(history.learning_rate[:, 0], [1e-2, 1e-3], rtol=1e-6)
+    np.testing.assert_allclose(history.learning_rate[:, 0], [2e-2, 2e-3], rtol=1e-6)
 
 
 @pytest.mark.slow
