@@ -99,8 +99,10 @@ class Network(Table):
     """of the invariant polynomials that it sees"""
     widths: Counts = (64, 64)
     """list of the widths of the hidden layers"""
-    activation: Literal["tanh", "softplus"] = "tanh"
+    activation: Literal["tanh", "softplus"] = "softplus"
     """of the hidden layers"""
+    separate: bool = True
+    """give the composition a network of its own; false, with ideal = false, is the network as first published"""
     ideal: bool = True
     """add the free energy of the ideal solution, so that mu diverges at the ends as it must"""
     members: Annotated[int, Field(ge=2)] = 5
@@ -142,6 +144,8 @@ class Criterion(Table):
 class Choice(Table):
     """``[choice]``: how the criteria work together."""
 
+    pool: ExistingFile | None = None
+    """text file of points for the criterion pool, one a row"""
     novelty: bool = True
     """thin out what is near to known points"""
     weighting: bool = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -79,6 +80,7 @@ def choose(
     candidates_key, *keys = jax.random.split(key, 1 + len(active) * len(temperatures))
     candidates = fill(candidates_key, op.polytope, CANDIDATES)
     wells = np.asarray(config.order_parameters.wells).reshape(-1, problem.d)
+    pool = None if config.choice.pool is None else _points(config.choice.pool, problem.d)
     streams = iter(keys)
     for name, criterion in active.items():
         for t, kelvin in enumerate(temperatures):
@@ -95,6 +97,7 @@ def choose(
                 surface=surface,
                 group=op.group,
                 wells=wells if len(wells) else None,
+                pool=pool,
                 proposed=np.concatenate(targets),
                 sublattices=op.S if problem.network.sublattices is not None else None,
             )
@@ -118,6 +121,17 @@ def choose(
         )
     target, temperature = np.concatenate(targets[1:]), np.concatenate(kelvins)
     return Choice(names, target, temperature, _aimed(config, op, surface, iteration, target, temperature))
+
+
+def _points(path: Path, d: int) -> np.ndarray:
+    """Points (p, d) of a text file."""
+    try:
+        points = np.loadtxt(path, ndmin=2)
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold numbers in rows of equal length: {error}") from error
+    if points.shape[1] != d:
+        raise ValueError(f"{path} has rows of {points.shape[1]} numbers: give {d}, one for each order parameter")
+    return points
 
 
 def _aimed(

@@ -42,6 +42,8 @@ def problem(config: FreeEnergyConfig) -> Problem:
         widths=c.widths,
         activation=c.activation,
         temperature=len(config.sampling.temperature_K) > 1,
+        dimension=op.d,
+        separate=c.separate,
     )
     return Problem(expansion, supercell, op, network, len(op.patterns))
 

@@ -19,6 +19,7 @@ from haljax.free_energy.sampling import plain, published
 from haljax.lattice.clusters import orbits
 from haljax.lattice.crystal import lattice
 from haljax.lattice.expansion import ClusterExpansion, save_expansion
+from haljax.lattice.polytope import from_sublattices
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SQUARE = lattice(np.diag([1.0, 1.0, 3.0]), [[0, 0, 0]], [["A", "B"]])
@@ -34,22 +35,18 @@ class Exact:
     def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         if self.fail:
             raise RuntimeError(self.fail)
+        windows: list[dict[str, Any]] = [{} for _ in payload["temperature"]]
         with jax.enable_x64(True):
-            from haljax.lattice.polytope import from_sublattices
-
             S = np.array([[1.0, 1.0], [1.0, -1.0]])
-            field = mean_field(_energy, S)
-            found = biased_labels(
-                jax.random.key(payload["seed"]), field, from_sublattices(S), payload["kappa"], payload["phi"][0],
-                payload["temperature"][0],
-            )  # fmt: skip
-        windows = []
-        for w in range(len(found)):
-            row = {name: np.asarray(value)[w] for name, value in vars(found).items()}
-            label = {name: plain(value) for name, value in row.items()}
-            windows.append(
-                {"label": label, "converged": w % 7 != 3, "passes": 100, "equilibration": 10, "acceptance": 0.3}
-            )
+            for kelvin in sorted(set(payload["temperature"])):
+                own = [w for w, T in enumerate(payload["temperature"]) if kelvin == T]
+                key, kappa = jax.random.key(payload["seed"] + int(kelvin)), np.array(payload["kappa"])[own]
+                field, domain = mean_field(_energy, S), from_sublattices(S)
+                found = biased_labels(key, field, domain, kappa, payload["phi"][0], kelvin)
+                for k, w in enumerate(own):
+                    label = {name: plain(np.asarray(value)[k]) for name, value in vars(found).items()}
+                    effort = {"passes": 100, "equilibration": 10, "acceptance": 0.3}
+                    windows[w] = {"label": label, "converged": w % 7 != 3, **effort}
         return {"windows": windows}
 
 
@@ -86,6 +83,12 @@ def config(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def whole(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("haljax.report.free_energy.GRID", 17)  # a coarse picture of the phases will do
+        return _whole(folder)
+
+
+def _whole(folder):
     events: list[dict[str, Any]] = []
     result = FreeEnergy(config(folder, "whole"), sampler=Exact(), progress=events.append).run()
     return folder / "whole", result, events
@@ -111,7 +114,7 @@ def test_a_campaign_learns_and_leaves_what_it_did(whole):
     assert stages >= {"choose", "sample", "train", "iteration", "report", "stop"}
 
 
-@pytest.mark.parametrize(("stage", "iteration"), [("sample", 0), ("train", 1)])
+@pytest.mark.parametrize(("stage", "iteration"), [("sample", 0), pytest.param("train", 1, marks=pytest.mark.slow)])
 def test_an_interrupted_campaign_resumes_to_the_same_result(whole, folder, stage, iteration):
     directory, _, _ = whole
     name = f"interrupted-{stage}"
@@ -193,3 +196,19 @@ def test_published_rows(tmp_path):
     np.testing.assert_array_equal(found.mu[:, 0], [-0.1, 0.2])
     with pytest.raises(ValueError, match="has no column eta_1, mu_1"):
         published(tmp_path / "rows.txt", 2)
+
+
+@pytest.mark.slow
+def test_several_temperatures_and_a_pool(folder):
+    np.savetxt(folder / "pool.txt", [[0.3, 0.1], [0.6, 0.2], [0.5, -0.3]])
+    several = config(folder, "several", test=None, choice={"pool": str(folder / "pool.txt"), "novelty": False})
+    several["sampling"] = several["sampling"] | {"temperature_K": [250, 300, 400]}
+    several["criteria"] = {"billiard": {"points": 18}, "pool": {"points": 3, "to_iteration": 0}}
+    result = FreeEnergy(several, sampler=Exact()).run()
+    windows = records(folder / "several", "label")
+    assert {w["label"]["temperature"] for w in windows} == {250.0, 300.0, 400.0}
+    assert sorted(w["target"][0] for w in windows if w["criterion"] == "pool") == [0.3, 0.5, 0.6]
+    assert result.surface.network.temperature
+    energy = result.surface.energy(np.array([[0.5, 0.2]]), 300.0)
+    assert abs(float(energy[0]) - W * (0.25 - 0.04)) < 0.01
+    assert "Phase diagram" in (folder / "several" / "report.html").read_text()
