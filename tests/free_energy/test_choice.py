@@ -35,7 +35,7 @@ def test_a_window_is_aimed_so_that_it_ends_at_its_target(settings):
     step = mu / (2 * np.array(settings.sampling.phi))
     with np.errstate(invalid="ignore"):  # mu is infinite on the boundary
         inside = np.all(np.abs((found.target + step) @ S.T - 0.5) < 0.5, axis=1)
-    assert inside.sum() >= 5
+    assert inside.sum() >= 3
     np.testing.assert_allclose(found.kappa[inside], (found.target + step)[inside], rtol=1e-12)
     # Beside the boundary, where mu diverges, kappa stays near: sample_windows refuses it beyond 0.1.
     x = found.kappa @ S.T
