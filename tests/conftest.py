@@ -1,8 +1,20 @@
+import os
+
+# The tests spend their time compiling; without LLVM's dear passes it is a quarter less. `haljax check` has them.
+os.environ.setdefault("XLA_FLAGS", "--xla_llvm_disable_expensive_passes=true")
+
 import jax
 import pytest
 
 jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def forget_compiled_programs():
+    """A process that keeps the programs of a thousand tests runs out of memory maps, and XLA aborts."""
+    yield
+    jax.clear_caches()
 
 
 @pytest.fixture(scope="session")

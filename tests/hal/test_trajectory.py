@@ -310,6 +310,7 @@ def test_too_small_a_list_is_mended(go, small_model):
     np.testing.assert_array_equal(tight.seen.step, roomy.seen.step)
 
 
+@pytest.mark.slow
 def test_too_few_images_are_mended(go, small_model, monkeypatch):
     """Pressure thins a cell, just above half a reach per image at first, so that it needs one image more."""
     used, with_room = [], trajectory._with_room
