@@ -119,7 +119,10 @@ class Config(Table):
         try:
             config = cls.model_validate(data, context={"base": base, "given": given, **context})
         except ValidationError as error:
-            lines = [_line(cls, e) for e in error.errors(include_url=False)]
+            found = error.errors(include_url=False)
+            inner = [e["loc"] for e in found]
+            # A list whose items are wrong is not also to be called too short.
+            lines = [_line(cls, e) for e in found if not any(loc[:-1] == e["loc"] for loc in inner)]
             count = "1 key needs" if len(lines) == 1 else f"{len(lines)} keys need"
             raise ConfigError(f"{name}: {count} correction\n" + textwrap.indent("\n".join(lines), "  ")) from None
         config._given.update(given)

@@ -83,6 +83,11 @@ def test_all_wrong_keys_are_named_at_once(data):
         FreeEnergyConfig.load(wrong)
 
 
+def test_a_wrong_item_is_one_error(data):
+    with pytest.raises(ConfigError, match=r"1 key needs correction\n  sampling.temperature_K\[0\] = 0: should"):
+        FreeEnergyConfig.load(put(data, "sampling.temperature_K", [0]))
+
+
 def test_the_example_loads():
     config = FreeEnergyConfig.load(EXAMPLES / "lixcoo2.toml")
     assert len(config.sampling.phi) == 7 and config.lattice.expansion.is_file()
