@@ -125,7 +125,9 @@ def test_side_by_side_is_one_after_another():
 
 def test_growing_data_shares_programs():
     data, programs = exact_labels(100, T), (training._block, training._init, training._geometry)
-    train(jax.random.key(0), network(), data.select(slice(0, 70)), settings=BRIEF)
+    for members in (1, 2):  # the cache also tells apart how the same program is called
+        longer = replace(BRIEF, epochs=45)
+        train(jax.random.key(0), network(), data.select(slice(0, 70)), settings=longer, members=members)
     compiled = [program._cache_size() for program in programs]
     for n, members in ((65, 2), (80, 3), (100, 1)):
         settings = replace(BRIEF, learning_rate=1e-5 * n, patience=n, error_floor=1e-3 * n, epochs=n // 4)
