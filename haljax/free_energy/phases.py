@@ -330,7 +330,7 @@ def voltage(
         mu = path.potential.copy()
         for region, slope in zip(inside, pairs.potential, strict=True):
             mu[region] = slope
-        return sign * mu + constant, inside.any(axis=0)
+        return sign * mu + constant, np.any(inside, axis=0)
 
     mean, plateau = one(surface)
     members = [one(part)[0] for part in members_of(surface)]

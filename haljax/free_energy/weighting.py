@@ -50,7 +50,7 @@ def reweight(
     if unknown:
         raise ValueError(f"{unknown[0]} has an improvement but no weight: weights are known of {', '.join(weights)}")
     judged = [name for name in weights if np.isfinite(improvements.get(name, np.nan))]
-    unit = np.mean([abs(improvements[name]) for name in judged]) if judged else 0.0
+    unit = float(np.mean([abs(improvements[name]) for name in judged])) if judged else 0.0
     if not unit > 0:
         return dict(weights)
     raised = {name: max(weights[name] + strength * improvements[name] / unit, 0.0) for name in judged}

@@ -152,7 +152,7 @@ def _pymbar_settings():
     give it what it needs, and the caller his settings back."""
     import jax
 
-    before = jax.config.jax_enable_x64
+    before = jax.config.read("jax_enable_x64")
     solvers = logging.getLogger("pymbar")
     level = solvers.level
     solvers.setLevel(logging.ERROR)  # its banner about 64 bits
@@ -161,5 +161,5 @@ def _pymbar_settings():
             yield
     finally:
         solvers.setLevel(level)
-        if jax.config.jax_enable_x64 != before:
+        if jax.config.read("jax_enable_x64") != before:
             jax.config.update("jax_enable_x64", before)
