@@ -210,7 +210,7 @@ class FreeEnergyConfig(Config):
     """table of its training"""
     criteria: Annotated[dict[str, Criterion], Field(min_length=1)]
     """tables [criteria.NAME], each with the key points"""
-    choice: Choice = Choice()
+    choice: Choice = Field({}, validate_default=True)
     """table on how the criteria work together"""
     test: FreeEnergyTest | None = None
     """table of the test set"""
@@ -232,11 +232,18 @@ class FreeEnergyConfig(Config):
     @field_validator("criteria")
     @classmethod
     def _known(cls, criteria: dict[str, Criterion]) -> dict[str, Criterion]:
-        find = import_module("haljax.free_energy.criteria").find
+        checked = import_module("haljax.free_energy.criteria").checked
         for name, criterion in criteria.items():
-            find(criterion.function or name)
+            checked(criterion.function or name, criterion.options)
         if all(criterion.from_iteration > 0 for criterion in criteria.values()):
             raise ValueError(
                 "none of them chooses points in iteration 0, in which there is no model; add space_filling"
             )
         return criteria
+
+    @field_validator("choice")
+    @classmethod
+    def _pool_given(cls, choice: Choice, info: ValidationInfo) -> Choice:
+        if "pool" in info.data.get("criteria", ()) and choice.pool is None:
+            raise ValueError("the criterion pool has no pool; give a file of points as choice.pool")
+        return choice

@@ -29,7 +29,7 @@ from haljax.free_energy.choice import Choice, choose, judged, spread
 from haljax.free_energy.data import Labels, concatenate, empty, labels
 from haljax.free_energy.network import Network, Surface, load
 from haljax.free_energy.problem import Problem, problem
-from haljax.free_energy.sampling import Windows, published
+from haljax.free_energy.sampling import Windows, check_windows, published
 from haljax.free_energy.search import search
 from haljax.free_energy.training import History, TrainingSettings, train
 from haljax.lattice import save_expansion
@@ -111,7 +111,8 @@ class FreeEnergy:
         Raises
         ------
         JournalError : the run directory belongs to another campaign, is in use, or cannot be written.
-        RuntimeError : x64 is off, or no window of the first iteration could be sampled.
+        RuntimeError : x64 is off, or no window of an iteration could be sampled.
+        ValueError : the test file does not fit the order parameters, or is at temperatures that are not sampled.
         """
         require_x64()
         c, known = self.config, problem(self.config)
@@ -122,7 +123,12 @@ class FreeEnergy:
         def oracle() -> Oracle:
             s = c.sampling
             return Oracle(
-                sampler, self._executor, workers=s.workers, timeout_s=s.timeout_s, max_attempts=s.max_attempts
+                sampler,
+                self._executor,
+                workers=s.workers,
+                timeout_s=s.timeout_s,
+                max_attempts=s.max_attempts,
+                validate=check_windows,
             )
 
         directory, identity = Path(c.directory), c.as_json() | {"hamiltonian": _digest(known)}
@@ -186,9 +192,9 @@ class _Campaign:
         with timed(seconds, "sample"):
             self._sample(self.requests[iteration]["jobs"], iteration, oracle)
         latest = self._of(iteration)
-        if surface is None and not len(latest):
+        if not len(latest):
             raise RuntimeError(
-                "no window of the first iteration could be sampled, so there is nothing to learn from; the last "
+                f"no window of iteration {iteration} could be sampled, so there is nothing to learn from; the last "
                 f"failure: {self._last_failure()}. Mend it and resume."
             )
         with timed(seconds, "train"):
@@ -278,15 +284,24 @@ class _Campaign:
         if test is None:
             self.test = empty(self.problem.d)
             return
+        parts = [] if test.file is None else [published(test.file, self.problem.d)]
+        sampled = self.config.sampling.temperature_K
+        if (
+            parts
+            and not self.problem.network.temperature
+            and np.any(np.abs(parts[0].temperature / sampled[0] - 1) > 1e-5)
+        ):
+            raise ValueError(
+                f"{test.file} has rows at temperatures other than sampling.temperature_K = {sampled[0]:g}, of which "
+                "the network will know nothing: leave these rows out, or sample at several temperatures"
+            )
         if test.points is not None:
             if -1 not in self.requests:
                 key = jax.random.fold_in(self.key, TEST_STREAM)
                 chosen = spread(key, self.problem, self.config.sampling.temperature_K, test.points)
                 self._record({"type": "request", "iteration": -1, "jobs": self._jobs("test", chosen, "test")})
             self._sample(self.requests[-1]["jobs"], -1, oracle)
-        parts = [self._of(-1) if test.points is not None else empty(self.problem.d)]
-        if test.file is not None:
-            parts.append(published(test.file, self.problem.d))
+            parts.append(self._of(-1))
         self.test = concatenate(parts)
 
     def _sample(self, jobs: Mapping[str, dict[str, Any]], iteration: int, oracle: Oracle) -> None:
@@ -376,7 +391,7 @@ class _Campaign:
             weights = self._weights()
             if self.config.choice.weighting:
                 weights = judged(weights, before, surface, by_criterion)
-            ahead = mu_rmse(before, latest).tolist() if before is not None and len(latest) else None
+            ahead = mu_rmse(before, latest).tolist() if before is not None else None
             surface.save(self._folder(iteration) / "surface.npz")
         record = {
             "type": "iteration",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +46,8 @@ class Windows:
         from haljax.lattice.monte_carlo import Conditions
         from haljax.lattice.windows import sample_windows
 
+        # What did not converge is in the result, and the campaign says so.
+        logging.getLogger(sample_windows.__module__).setLevel(logging.ERROR)
         with jax.enable_x64(True):  # a worker process does not inherit what the campaign's process has set
             expansion, supercell, order = self._problem()
             s = self._sampling
@@ -75,6 +78,25 @@ class Windows:
             for w in range(len(found.eta))
         ]  # fmt: skip
         return {"windows": windows}
+
+
+def check_windows(payload: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+    """Refuse a result that is not one window for each that was asked for, with its eta and mu.
+
+    Raises
+    ------
+    ValueError : windows are missing, or eta or mu is not finite.
+    """
+    windows, W = result["windows"], len(payload["kappa"])
+    if len(windows) != W:
+        raise ValueError(f"{len(windows)} windows came back of {W} that were asked for")
+    for w, window in enumerate(windows):
+        for name in ("eta", "mu"):
+            values = np.asarray(window["label"][name], float)
+            if values.shape != (len(payload["kappa"][w]),) or not np.isfinite(values).all():
+                raise ValueError(
+                    f"window {w} has {name} = {values.tolist()}: a label needs a number for each component"
+                )
 
 
 def plain(values: Any) -> Any:

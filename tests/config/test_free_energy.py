@@ -66,6 +66,8 @@ def test_defaults_and_round_trip(data):
         ("criteria", {}, "criteria"),
         ("criteria.biliard", {"points": 3}, "there is no criterion 'biliard'; did you mean 'billiard'?"),
         ("criteria.mine", {"points": 3, "function": "nowhere:mine"}, "give 'module:function' of an importable one"),
+        ("criteria.billiard.options", {"share": 1}, "billiard has no option 'share': it has boundary"),
+        ("criteria.pool", {"points": 3}, "the criterion pool has no pool; give a file of points as choice.pool"),
         ("criteria.billiard.from_iteration", 1, "none of them chooses points in iteration 0"),
         ("stop.max_iterations", None, "it would never stop; give at least one of"),
         ("test", {}, "give points or file, or leave the table out"),

@@ -15,7 +15,7 @@ from haljax.campaign import CampaignExists, CampaignMismatch, read_journal
 from haljax.free_energy.campaign import FreeEnergy
 from haljax.free_energy.data import Labels
 from haljax.free_energy.mean_field import biased_labels, mean_field
-from haljax.free_energy.sampling import plain, published
+from haljax.free_energy.sampling import check_windows, plain, published
 from haljax.lattice.clusters import orbits
 from haljax.lattice.crystal import lattice
 from haljax.lattice.expansion import ClusterExpansion, save_expansion
@@ -165,11 +165,47 @@ def _stop_at(stage: str):
 
 def test_windows_that_all_fail_end_it_with_the_reason(folder):
     broken = config(folder, "broken", test=None)
-    with pytest.raises(RuntimeError, match="no window of the first iteration could be sampled.*the disk of the node"):
+    with pytest.raises(RuntimeError, match="no window of iteration 0 could be sampled.*the disk of the node"):
         FreeEnergy(broken, sampler=Exact("the disk of the node is full")).run()
     assert all(r["attempts"] == 2 for r in records(folder / "broken", "failed"))
     result = FreeEnergy(broken, sampler=Exact(), resume=True).run(max_labels=10)
     assert "labels done" in result.reason and result.errors is None
+
+
+class WithoutNumbers(Exact):
+    """Windows of which the first has no mu."""
+
+    def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        found = super().__call__(payload)
+        found["windows"][0]["label"]["mu"] = [None, 0.0]
+        return found
+
+
+def test_windows_without_numbers_are_failures_and_the_run_can_go_on(folder):
+    given = config(folder, "without-numbers", test=None)
+    with pytest.raises(
+        RuntimeError, match=r"no window of iteration 0 could be sampled.*window 0 has mu = \[nan, 0.0\]"
+    ):
+        FreeEnergy(given, sampler=WithoutNumbers()).run()
+    assert records(folder / "without-numbers", "failed") and not records(folder / "without-numbers", "label")
+    result = FreeEnergy(given, sampler=Exact(), resume=True).run(max_labels=10)
+    assert "labels done" in result.reason
+
+
+def test_every_window_must_come_back():
+    payload = {"kappa": [[0.3, 0.1], [0.5, 0.2]]}
+    window = {"label": {"eta": [0.3, 0.1], "mu": [0.0, 0.0]}}
+    check_windows(payload, {"windows": [window, window]})
+    with pytest.raises(ValueError, match="1 windows came back of 2 that were asked for"):
+        check_windows(payload, {"windows": [window]})
+
+
+def test_test_rows_at_another_temperature_are_refused_before_anything_is_sampled(folder):
+    (folder / "warm.txt").write_text("# eta_0 eta_1 T mu_0 mu_1\n0.4 0.1 350 -0.1 0.0\n")
+    warm = config(folder, "warm", test={"file": str(folder / "warm.txt")})
+    with pytest.raises(ValueError, match="rows at temperatures other than sampling.temperature_K = 300"):
+        FreeEnergy(warm, sampler=Exact()).run()
+    assert not records(folder / "warm", "request")
 
 
 def test_a_supercell_that_does_not_fit_is_refused_before_anything_runs(folder):

@@ -20,7 +20,7 @@ is then found by its name; without `register`, the function itself or ``"module:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -105,18 +105,43 @@ def find(criterion: str | Criterion) -> Criterion:
     raise ValueError(f"there is no criterion {criterion!r}{hint} Known are {', '.join(sorted(CRITERIA))}")
 
 
+def checked(criterion: str | Criterion, options: Mapping[str, Any]) -> Criterion:
+    """The criterion that `find` finds, if it takes these options.
+
+    Raises
+    ------
+    ValueError
+        It is unknown, or has no such option: the message lists those that it has.
+    """
+    import inspect
+
+    found = find(criterion)
+    parameters = inspect.signature(found).parameters.values()
+    if any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return found
+    known = [p.name for p in parameters if p.kind is not p.VAR_POSITIONAL][3:]  # after key, view, n
+    if unknown := [name for name in options if name not in known]:
+        has = f"it has {', '.join(known)}" if known else "it has none"
+        raise ValueError(f"{_name(criterion)} has no option {unknown[0]!r}: {has}")
+    return found
+
+
+def _name(criterion: str | Criterion) -> str:
+    return criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
+
+
 def propose(key: jax.Array, criterion: str | Criterion, view: View, n: int, **options: Any) -> Proposal:
     """What a criterion proposes, checked: finite points (m <= n, d), drawn inside by rounding errors only.
 
     Raises
     ------
     ValueError
-        n is not positive, the criterion is unknown, or it gave something else than points of the domain.
+        n is not positive, the criterion or an option is unknown, or it gave something else than points of the domain.
     """
-    name = criterion if isinstance(criterion, str) else getattr(criterion, "__name__", repr(criterion))
+    name = _name(criterion)
     if n < 1:
         raise ValueError(f"{name}: {n} points are asked for; give a positive number")
-    given = find(criterion)(key, view, int(n), **options)
+    given = checked(criterion, options)(key, view, int(n), **options)
     if not isinstance(given, Proposal):
         raise ValueError(f"{name} returned {type(given).__name__}: a criterion returns criteria.Proposal(eta, reason)")
     eta, d = np.asarray(given.eta, float), view.domain.dimension
@@ -135,6 +160,7 @@ __all__ = [
     "Proposal",
     "View",
     "billiard",
+    "checked",
     "committee",
     "fill",
     "fill_boundary",
