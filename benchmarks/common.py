@@ -33,15 +33,30 @@ def row(benchmark: str, **values: Any) -> None:
     print(json.dumps(about), flush=True)
 
 
-def median_seconds(call, repeats: int = 7) -> tuple[float, float]:
-    """Median and spread (max - min) of the wall time of ``call()``, compiled beforehand."""
+def seconds(call) -> float:
+    """Wall time of ``call()``."""
     import jax
 
+    start = time.perf_counter()
     jax.block_until_ready(call())
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(call())
-        times.append(time.perf_counter() - start)
-    times.sort()
+    return time.perf_counter() - start
+
+
+def median_seconds(call, repeats: int = 7) -> tuple[float, float]:
+    """Median and spread (max - min) of the wall time of ``call()``, compiled beforehand."""
+    seconds(call)
+    times = sorted(seconds(call) for _ in range(repeats))
     return times[len(times) // 2], times[-1] - times[0]
+
+
+def paired_seconds(call, other, repeats: int = 25) -> tuple[float, float, tuple[float, float, float]]:
+    """Median wall times of two calls made in turn, and the quartiles of the ratio of each pair.
+
+    In turn, so that what else the machine does falls on both.
+    """
+    import numpy as np
+
+    seconds(call), seconds(other)
+    times = np.array([(seconds(call), seconds(other)) for _ in range(repeats)])
+    mine, others = np.median(times, axis=0)
+    return mine, others, tuple(np.quantile(times[:, 0] / times[:, 1], (0.25, 0.5, 0.75)).tolist())

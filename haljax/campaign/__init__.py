@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from haljax.campaign.directory import CampaignExists, CampaignMismatch, clear_disk_errors, open_campaign
 from haljax.campaign.journal import Journal, JournalError, read_journal, write_atomic
+from haljax.campaign.ledger import Ledger
 from haljax.campaign.oracle import Oracle, OracleError, Outcome
 from haljax.campaign.stopping import Limits, Progress, timed, why_stop
 
@@ -15,6 +16,7 @@ __all__ = [
     "CampaignMismatch",
     "Journal",
     "JournalError",
+    "Ledger",
     "Limits",
     "Oracle",
     "OracleError",

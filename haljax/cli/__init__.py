@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import sys
 from pathlib import Path
 
 import click
@@ -24,6 +25,8 @@ def main() -> None:
 
     haljax finds out where a model of a material is uncertain, goes there, asks the truth, and learns.
     """
+    if (here := os.getcwd()) not in sys.path:  # as python -m has it: a calculator or criterion of the user's own
+        sys.path.insert(0, here)
     os.environ.setdefault("JAX_ENABLE_X64", "1")
     if (cache := _cache_directory()) is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

@@ -15,6 +15,7 @@ import numpy as np
 from haljax.bayes import require_x64
 from haljax.campaign import (
     Journal,
+    Ledger,
     Limits,
     Oracle,
     Outcome,
@@ -140,8 +141,8 @@ class FreeEnergy:
             return _Campaign(c, known, directory, journal, oracle, self._progress).run(Limits(**stop))
 
 
-class _Campaign:
-    """A campaign under way: the journal's records in memory, and the steps that add to them."""
+class _Campaign(Ledger):
+    """A campaign under way: its records, and the steps that add to them."""
 
     def __init__(
         self,
@@ -152,34 +153,17 @@ class _Campaign:
         oracle: Callable[[], Oracle],
         progress: Callable[[dict[str, Any]], Any],
     ) -> None:
-        self.config, self.problem, self.directory, self.journal = config, known, directory, journal
-        self.oracle, self.progress = oracle, progress
+        super().__init__(directory, journal, progress)
+        self.config, self.problem, self.oracle = config, known, oracle
         self.key = jax.random.key(config.seed)
-        self.windows: dict[str, dict[str, Any]] = {}
-        self.requests: dict[int, dict[str, Any]] = {}
-        self.iterations: list[dict[str, Any]] = []
-        for record in journal.read():
-            self._remember(record)
-
-    def _remember(self, record: dict[str, Any]) -> None:
-        if record["type"] == "label":
-            self.windows[record["id"]] = record
-        elif record["type"] == "request":
-            self.requests[record["iteration"]] = record
-        elif record["type"] == "iteration":
-            self.iterations.append(record)
-
-    def _record(self, record: dict[str, Any]) -> None:
-        self.journal.append(record)
-        self._remember(record)
 
     # ------------------------------------------------------------------------------------------ the whole
 
     def run(self, limits: Limits) -> Result:
-        started = time.perf_counter() - sum(sum(r["seconds"].values()) for r in self.iterations)
+        started = time.perf_counter() - self.spent_s()
         with self.oracle() as oracle:
             self._sample_test(oracle)
-            surface = load(self._folder(len(self.iterations) - 1) / "surface.npz") if self.iterations else None
+            surface = load(self.folder(len(self.iterations) - 1) / "surface.npz") if self.iterations else None
             while (reason := why_stop(limits, self._so_far(time.perf_counter() - started))) is None or surface is None:
                 surface = self._iterate(len(self.iterations), surface, oracle)
         return self._conclude(surface, reason)
@@ -195,7 +179,7 @@ class _Campaign:
         if not len(latest):
             raise RuntimeError(
                 f"no window of iteration {iteration} could be sampled, so there is nothing to learn from; the last "
-                f"failure: {self._last_failure()}. Mend it and resume."
+                f"failure: {self.last_failure()}. Mend it and resume."
             )
         with timed(seconds, "train"):
             new, *trained = self._train(iteration, surface, latest)
@@ -207,7 +191,7 @@ class _Campaign:
         from haljax.report import write_report
 
         surface.save(self.directory / "surface.npz")
-        self._record({"type": "stop", "reason": reason})
+        self.record({"type": "stop", "reason": reason})
         self.progress({"stage": "report"})
         write_report(self.directory)
         self.progress({"stage": "stop", "reason": reason})
@@ -218,7 +202,7 @@ class _Campaign:
         return Progress(self._n_labels(), len(self.iterations) - 1, scores, wall_s)
 
     def _n_labels(self) -> int:
-        return sum(record["role"] == "train" for record in self.windows.values())
+        return sum(record["role"] == "train" for record in self.labels.values())
 
     def _known(self) -> Labels:
         """All that is learned from, in the order in which it was asked for, whatever order it came in."""
@@ -227,17 +211,12 @@ class _Campaign:
     def _of(self, iteration: int, criterion: str | None = None) -> Labels:
         """What an iteration, or one criterion in it, brought."""
         jobs = self.requests[iteration]["jobs"].values()
-        records = [self.windows[id] for job in jobs for id in job["windows"] if id in self.windows]
+        records = [self.labels[id] for job in jobs for id in job["windows"] if id in self.labels]
         # Windows that did not converge count with the error bars they have.
         found = [record["label"] for record in records if criterion in (None, record["criterion"])]
         if not found:
             return empty(self.problem.d)
         return labels(**{name: np.array([label[name] for label in found], float) for name in found[0]})
-
-    def _folder(self, iteration: int) -> Path:
-        folder = self.directory / "iterations" / f"{iteration:04d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
 
     # ------------------------------------------------------------------------------------------ choose
 
@@ -256,7 +235,7 @@ class _Campaign:
             np.array([target for job in jobs for target in job["target"]]).reshape(-1, self.problem.d),
             self._weights(),
         )
-        self._record({"type": "request", "iteration": iteration, "jobs": self._jobs(f"{iteration}", chosen, "train")})
+        self.record({"type": "request", "iteration": iteration, "jobs": self._jobs(f"{iteration}", chosen, "train")})
 
     def _jobs(self, prefix: str, chosen: Choice, role: str) -> dict[str, Any]:
         """Windows in batches, each a job of its own."""
@@ -299,14 +278,14 @@ class _Campaign:
             if -1 not in self.requests:
                 key = jax.random.fold_in(self.key, TEST_STREAM)
                 chosen = spread(key, self.problem, self.config.sampling.temperature_K, test.points)
-                self._record({"type": "request", "iteration": -1, "jobs": self._jobs("test", chosen, "test")})
+                self.record({"type": "request", "iteration": -1, "jobs": self._jobs("test", chosen, "test")})
             self._sample(self.requests[-1]["jobs"], -1, oracle)
             parts.append(self._of(-1))
         self.test = concatenate(parts)
 
     def _sample(self, jobs: Mapping[str, dict[str, Any]], iteration: int, oracle: Oracle) -> None:
         """Sample what is asked for; each job's windows are in the journal before the next is looked at."""
-        waiting = {id: job for id, job in jobs.items() if not all(window in self.windows for window in job["windows"])}
+        waiting = {id: job for id, job in jobs.items() if not all(window in self.labels for window in job["windows"])}
         total = sum(len(job["windows"]) for job in waiting.values())
         done = unconverged = failed = 0
 
@@ -320,11 +299,11 @@ class _Campaign:
             effort = {"attempts": outcome.attempts, "seconds": outcome.seconds}
             if outcome.result is None:
                 failed += len(job["windows"])
-                self._record({"type": "failed", "id": id, "iteration": iteration, "error": outcome.error, **effort})
+                self.record({"type": "failed", "id": id, "iteration": iteration, "error": outcome.error, **effort})
             else:
                 for i, (window, found) in enumerate(zip(job["windows"], outcome.result["windows"], strict=True)):
                     asked = {"criterion": job["criterion"][i], "target": job["target"][i], "kappa": job["kappa"][i]}
-                    self._record(
+                    self.record(
                         {"type": "label", "id": window, "iteration": iteration, "role": job["role"], **asked, **found}
                     )
                     done += 1
@@ -392,7 +371,7 @@ class _Campaign:
             if self.config.choice.weighting:
                 weights = judged(weights, before, surface, by_criterion)
             ahead = mu_rmse(before, latest).tolist() if before is not None else None
-            surface.save(self._folder(iteration) / "surface.npz")
+            surface.save(self.folder(iteration) / "surface.npz")
         record = {
             "type": "iteration",
             "iteration": iteration,
@@ -404,15 +383,11 @@ class _Campaign:
             "form": form,
             "members": surface.members,
             "validation": [float(v) for v, used in zip(history.best_validation, history.used, strict=True) if used],
-            "unconverged": sum(not r["converged"] for r in self.windows.values() if r["iteration"] == iteration),
+            "unconverged": sum(not r["converged"] for r in self.labels.values() if r["iteration"] == iteration),
             "seconds": seconds,
         }
-        self._record(record)
+        self.record(record)
         self.progress(record | {"stage": "iteration"})
-
-    def _last_failure(self) -> str:
-        failures = [record["error"] for record in self.journal.read() if record["type"] == "failed"]
-        return failures[-1] if failures else "none was recorded"
 
 
 def _digest(known: Problem) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from haljax.bayes import require_x64
 from haljax.campaign import (
     Journal,
+    Ledger,
     Limits,
     Oracle,
     Outcome,
@@ -145,8 +146,8 @@ class HAL:
         return read_structures(self.config.start.structures)
 
 
-class _Campaign:
-    """A campaign under way: the journal's records in memory, and the steps that add to them."""
+class _Campaign(Ledger):
+    """A campaign under way: its records, and the steps that add to them."""
 
     def __init__(
         self,
@@ -157,46 +158,32 @@ class _Campaign:
         starts: list[Atoms],
         progress: Callable[[dict[str, Any]], Any],
     ) -> None:
-        self.config, self.directory, self.journal, self.oracle = config, directory, journal, oracle
-        self.starts, self.progress = starts, progress
+        super().__init__(directory, journal, progress)
+        self.config, self.oracle, self.starts = config, oracle, starts
         self.basis = config.ace_basis()
         self.key = jax.random.key(config.seed)
         self.room = room_for(self.basis, config.dynamics.skin, starts)
-        self.labelled: dict[str, tuple[str, Atoms]] = {}
-        self.requests: dict[int, dict[str, Any]] = {}
-        self.rounds: list[dict[str, Any]] = []
-        for record in journal.read():
-            self._remember(record)
 
-    def _remember(self, record: dict[str, Any]) -> None:
-        if record["type"] == "label":
-            self.labelled[record["id"]] = (record["role"], decode(record))
-        elif record["type"] == "request":
-            self.requests[record["iteration"]] = record
-        elif record["type"] == "iteration":
-            self.rounds.append(record)
-
-    def _record(self, record: dict[str, Any]) -> None:
-        self.journal.append(record)
-        self._remember(record)
+    def kept(self, record: dict[str, Any]) -> tuple[str, Atoms]:
+        return record["role"], decode(record)
 
     # ------------------------------------------------------------------------------------------ the whole
 
     def run(self, limits: Limits) -> Result:
-        started = time.perf_counter() - sum(sum(r["seconds"].values()) for r in self.rounds)
+        started = time.perf_counter() - self.spent_s()
         seconds: dict[str, float] = {}
         with timed(seconds, "label"):
             self._label_before_the_first_fit()
         self.test = self._with_role("test")
         with timed(seconds, "fit"):
             model = self._first_model()
-        if not self.rounds:
+        if not self.iterations:
             self._finish_iteration(0, model, seconds)
-        for done in self.rounds[1:]:
+        for done in self.iterations[1:]:
             model = self._learn(model, done["iteration"])
         with self.oracle() as oracle:
             while (reason := why_stop(limits, self._so_far(time.perf_counter() - started))) is None:
-                model = self._iterate(model, len(self.rounds), oracle)
+                model = self._iterate(model, len(self.iterations), oracle)
         return self._conclude(model, reason)
 
     def _iterate(self, model: Model, iteration: int, oracle: Oracle) -> Model:
@@ -208,7 +195,7 @@ class _Campaign:
                 self._request(model, iteration, explored)
         with timed(seconds, "label"):
             jobs = self.requests[iteration]["jobs"]
-            self._label({id: job for id, job in jobs.items() if id not in self.labelled}, iteration, oracle)
+            self._label({id: job for id, job in jobs.items() if id not in self.labels}, iteration, oracle)
         with timed(seconds, "fit"):
             model = self._learn(model, iteration)
         self._finish_iteration(iteration, model, seconds)
@@ -227,7 +214,7 @@ class _Campaign:
             model, calibration = calibrate(model, known)
             model.save(self.directory / "model.npz")
         everything = []
-        for role, atoms in self.labelled.values():
+        for role, atoms in self.labels.values():
             atoms.info["role"] = role
             everything.append(atoms)
         write(self.directory / "structures.tmp", everything, format="extxyz")
@@ -235,7 +222,7 @@ class _Campaign:
         summary = {"type": "stop", "reason": reason}
         if calibration is not None:
             summary["calibration"] = _without_nan(dataclasses.asdict(calibration))
-        self._record(summary)
+        self.record(summary)
         self.progress({"stage": "report"})
         write_report(self.directory)
         self.progress({"stage": "stop", "reason": reason})
@@ -243,19 +230,14 @@ class _Campaign:
         return Result(reason, model, errors, calibration)
 
     def _so_far(self, wall_s: float) -> Progress:
-        scores = [float("inf") if r["score"] is None else r["score"] for r in self.rounds[1:]]
-        return Progress(self._n_labels(), len(self.rounds) - 1, scores, wall_s)
+        scores = [float("inf") if r["score"] is None else r["score"] for r in self.iterations[1:]]
+        return Progress(self._n_labels(), len(self.iterations) - 1, scores, wall_s)
 
     def _n_labels(self) -> int:
-        return sum(role in ("train", "held_out") for role, _ in self.labelled.values())
+        return sum(role in ("train", "held_out") for role, _ in self.labels.values())
 
     def _with_role(self, wanted: str) -> list[Atoms]:
-        return [atoms for role, atoms in self.labelled.values() if role == wanted]
-
-    def _folder(self, iteration: int) -> Path:
-        folder = self.directory / "iterations" / f"{iteration:04d}"
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder
+        return [atoms for role, atoms in self.labels.values() if role == wanted]
 
     # ------------------------------------------------------------------------------------------ explore, choose
 
@@ -282,7 +264,7 @@ class _Campaign:
         explored = explore(model, dynamics, starts, key, self.room, on_progress)
         buffer = io.BytesIO()
         np.savez(buffer, tolerance=explored.tolerance, timestep_fs=explored.timestep_fs, **explored.seen._asdict())
-        write_atomic(self._folder(iteration) / "trajectory.npz", buffer.getvalue())
+        write_atomic(self.folder(iteration) / "trajectory.npz", buffer.getvalue())
         return explored
 
     def _request(self, model: Model, iteration: int, explored: Explored) -> None:
@@ -306,7 +288,7 @@ class _Campaign:
             for i, index in enumerate(picked)
         }
         record = {"type": "request", "iteration": iteration, "jobs": jobs}
-        self._record(record | {"score": explored.score, "replicas": explored.replicas})
+        self.record(record | {"score": explored.score, "replicas": explored.replicas})
 
     # ------------------------------------------------------------------------------------------ label
 
@@ -326,7 +308,7 @@ class _Campaign:
                 jobs[f"test-{i}"] = ("test", "test", atoms)
         unknown = {}
         for id, (role, source, atoms) in jobs.items():
-            if id in self.labelled:
+            if id in self.labels:
                 continue
             job = {"role": role, "origin": {"source": source}, "structure": encode(atoms)}
             if _unlabelled(atoms):
@@ -335,9 +317,7 @@ class _Campaign:
                 known = labels(atoms)
                 stress = {"stress": known.stress} if np.isfinite(known.stress).all() else {}
                 label = {"energy": known.energy, "forces": known.forces, **stress}
-                self._record(
-                    {"type": "label", "id": id, "iteration": -1, **job, **label, "attempts": 0, "seconds": 0.0}
-                )
+                self.record({"type": "label", "id": id, "iteration": -1, **job, **label, "attempts": 0, "seconds": 0.0})
         if unknown:
             with self.oracle() as oracle:
                 self._label(unknown, -1, oracle)
@@ -353,7 +333,7 @@ class _Campaign:
             for k in range(n_starts):
                 id = f"md-{temperature:g}-{k}"
                 frames = (md.frames + k) // n_starts
-                if f"{id}-{frames - 1}" in self.labelled:
+                if f"{id}-{frames - 1}" in self.labels:
                     continue
                 atoms = self.starts[k * len(self.starts) // n_starts].copy()
                 atoms.info["config_type"] = f"{temperature:g} K"
@@ -382,18 +362,18 @@ class _Campaign:
             effort = {"attempts": outcome.attempts, "seconds": outcome.seconds}
             if outcome.result is None:
                 failed += 1
-                self._record({"type": "failed", "id": id, "iteration": iteration, "error": outcome.error, **effort})
+                self.record({"type": "failed", "id": id, "iteration": iteration, "error": outcome.error, **effort})
             else:
                 done += 1
                 frames = outcome.result.get("frames")
                 labels = (
                     {id: outcome.result}
                     if frames is None
-                    else {f"{id}-{k}": frame for k, frame in enumerate(frames) if f"{id}-{k}" not in self.labelled}
+                    else {f"{id}-{k}": frame for k, frame in enumerate(frames) if f"{id}-{k}" not in self.labels}
                 )
                 for name, label in labels.items():
                     known = {k: v for k, v in job.items() if k != "md"} | label
-                    self._record({"type": "label", "id": name, "iteration": iteration, **known, **effort})
+                    self.record({"type": "label", "id": name, "iteration": iteration, **known, **effort})
             self.progress(
                 {"stage": "label", "done": done, "total": len(jobs), "failed": failed, "error": outcome.error, "id": id}
             )
@@ -407,24 +387,20 @@ class _Campaign:
 
     def _first_model(self) -> Model:
         self.progress({"stage": "fit"})
-        ids = [id for i in range(len(self.starts)) if (id := f"start-{i}") in self.labelled]
+        ids = [id for i in range(len(self.starts)) if (id := f"start-{i}") in self.labels]
         if not ids:
             raise RuntimeError(
                 "no start structure could be labelled, so there is nothing to fit; the last failure: "
-                f"{self._last_failure()}. Mend the reference calculator and resume."
+                f"{self.last_failure()}. Mend the reference calculator and resume."
             )
-        isolated = [id for id in self.labelled if id.startswith("isolated-")]
-        return fit(self.basis, [self.labelled[id][1] for id in isolated + ids], **self.config.fit.model_dump())
+        isolated = [id for id in self.labels if id.startswith("isolated-")]
+        return fit(self.basis, [self.labels[id][1] for id in isolated + ids], **self.config.fit.model_dump())
 
     def _learn(self, model: Model, iteration: int) -> Model:
         """Refit with what an iteration brought, in the order it was asked for, whatever order it came in."""
         self.progress({"stage": "fit"})
-        ids = [id for id in self.requests[iteration]["jobs"] if self.labelled.get(id, ("",))[0] == "train"]
-        return refit(model, [self.labelled[id][1] for id in ids]) if ids else model
-
-    def _last_failure(self) -> str:
-        failures = [record["error"] for record in self.journal.read() if record["type"] == "failed"]
-        return failures[-1] if failures else "none was recorded"
+        ids = [id for id in self.requests[iteration]["jobs"] if self.labels.get(id, ("",))[0] == "train"]
+        return refit(model, [self.labels[id][1] for id in ids]) if ids else model
 
     def _finish_iteration(self, iteration: int, model: Model, seconds: dict[str, float]) -> None:
         from haljax.report.hal import trajectory_picture
@@ -432,7 +408,7 @@ class _Campaign:
         with timed(seconds, "evaluate"):
             self.progress({"stage": "evaluate"})
             errors = evaluate(model, self.test).rows if self.test else {}
-            folder = self._folder(iteration)
+            folder = self.folder(iteration)
             model.save(folder / "model.npz")
             model.save(self.directory / "model.npz")
             if (folder / "trajectory.npz").exists():
@@ -453,7 +429,7 @@ class _Campaign:
             },
             "seconds": seconds,
         }
-        self._record(record)
+        self.record(record)
         self.progress(record | {"stage": "iteration"})
 
 

@@ -24,6 +24,7 @@ from haljax.campaign import JournalError
 from haljax.cli import check, potential
 from haljax.md import Status
 
+EXAMPLES = Path(__file__).parents[2] / "examples"
 CONFIG = """
 directory = "run"
 [reference]
@@ -273,6 +274,18 @@ def test_the_application_switches_x64_on(folder, tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
     done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
     assert done.returncode == 0 and "total" in done.stdout, done.stderr
+
+
+def test_a_criterion_of_the_users_own_as_the_examples_show_it(tmp_path):
+    """It lies in the working directory, which the installed command does not have on its path by itself (-P)."""
+    page = (EXAMPLES / "README.md").read_text().split("## A criterion of your own")[1]
+    (code,), (table,) = (re.findall(rf"```{kind}\n(.*?)```", page, re.DOTALL) for kind in ("python", "toml"))
+    (tmp_path / "my_criteria.py").write_text(code)
+    example = (EXAMPLES / "lixcoo2.toml").read_text().replace('"lixcoo2_eci', f'"{EXAMPLES}/lixcoo2_eci')
+    (tmp_path / "my.toml").write_text(example + table)
+    script = "from haljax.cli import main; main(['free-energy', 'my.toml', '--dry-run'])"
+    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0 and "steepest 16" in done.stdout, done.stderr
 
 
 def test_cache_directory(monkeypatch, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import numpy as np
 import pytest
 
 from haljax.campaign import CampaignExists, CampaignMismatch, read_journal
+from haljax.free_energy import campaign
 from haljax.free_energy.campaign import FreeEnergy
 from haljax.free_energy.data import Labels
 from haljax.free_energy.mean_field import biased_labels, mean_field
 from haljax.free_energy.sampling import check_windows, plain, published
+from haljax.free_energy.search import SearchResult
 from haljax.lattice.clusters import orbits
 from haljax.lattice.crystal import lattice
 from haljax.lattice.expansion import ClusterExpansion, save_expansion
@@ -153,6 +156,26 @@ def test_another_hamiltonian_under_the_same_name_is_noticed(folder):
             FreeEnergy(again, sampler=Exact(), resume=True).run()
     finally:
         path.write_text(before)
+
+
+def test_a_round_that_does_not_improve_starts_a_search_whose_form_stays(folder, monkeypatch):
+    seen = []
+
+    def found_better(key, network, known, *, trials, settings):
+        seen.append((network.widths, settings.learning_rate, len(known), trials))
+        better = replace(network, widths=(8,)), replace(settings, learning_rate=0.02)
+        return SearchResult(*better, None, improved=len(seen) == 1, trials=())
+
+    monkeypatch.setattr(campaign, "search", found_better)
+    monkeypatch.setattr(campaign, "mu_rmse", lambda surface, known: np.array([0.01, 0.02]))  # never better, never worse
+    given = config(folder, "searching", training={"epochs": 2, "search_trials": 4, "learning_rate": 0.01}, test=None)
+    given["network"] = given["network"] | {"widths": [16]}
+    FreeEnergy(given, sampler=Exact()).run(max_iterations=1)
+    assert not seen  # the first prediction has nothing to be compared with
+    result = FreeEnergy(given, sampler=Exact(), resume=True).run(max_iterations=3)
+    assert seen == [((16,), 0.01, 42, 4), ((8,), 0.02, 56, 4)]
+    assert [r["form"]["searched"] for r in records(folder / "searching", "iteration")] == [False, False, True, False]
+    assert result.surface.network.widths == (8,)
 
 
 def _stop_at(stage: str):
