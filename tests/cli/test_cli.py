@@ -284,7 +284,9 @@ def test_a_criterion_of_the_users_own_as_the_examples_show_it(tmp_path):
     example = (EXAMPLES / "lixcoo2.toml").read_text().replace('"lixcoo2_eci', f'"{EXAMPLES}/lixcoo2_eci')
     (tmp_path / "my.toml").write_text(example + table)
     script = "from haljax.cli import main; main(['free-energy', 'my.toml', '--dry-run'])"
-    done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True, cwd=tmp_path)
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES.parent)}
+    command = [sys.executable, "-P", "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0 and "steepest 16" in done.stdout, done.stderr
 
 

@@ -84,14 +84,20 @@ def config(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
     } | changes
 
 
-@pytest.fixture(scope="module")
-def whole(folder):
+@pytest.fixture(scope="module", autouse=True)
+def coarse_pictures():
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("haljax.report.free_energy.GRID", 17)  # a coarse picture of the phases will do
-        return _whole(folder)
+        patch.setattr("haljax.report.free_energy.GRID", 17)
+        yield
 
 
-def _whole(folder):
+@pytest.fixture
+def no_report(monkeypatch):
+    monkeypatch.setattr("haljax.report.write_report", lambda directory: None)
+
+
+@pytest.fixture(scope="module")
+def whole(folder, coarse_pictures):
     events: list[dict[str, Any]] = []
     result = FreeEnergy(config(folder, "whole"), sampler=Exact(), progress=events.append).run()
     return folder / "whole", result, events
@@ -118,7 +124,7 @@ def test_a_campaign_learns_and_leaves_what_it_did(whole):
 
 
 @pytest.mark.parametrize(("stage", "iteration"), [("sample", 0), pytest.param("train", 1, marks=pytest.mark.slow)])
-def test_an_interrupted_campaign_resumes_to_the_same_result(whole, folder, stage, iteration):
+def test_an_interrupted_campaign_resumes_to_the_same_result(whole, folder, no_report, stage, iteration):
     directory, _, _ = whole
     name = f"interrupted-{stage}"
 
@@ -158,7 +164,7 @@ def test_another_hamiltonian_under_the_same_name_is_noticed(folder):
         path.write_text(before)
 
 
-def test_a_round_that_does_not_improve_starts_a_search_whose_form_stays(folder, monkeypatch):
+def test_a_round_that_does_not_improve_starts_a_search_whose_form_stays(folder, no_report, monkeypatch):
     seen = []
 
     def found_better(key, network, known, *, trials, settings):
@@ -186,7 +192,7 @@ def _stop_at(stage: str):
     return progress
 
 
-def test_windows_that_all_fail_end_it_with_the_reason(folder):
+def test_windows_that_all_fail_end_it_with_the_reason(folder, no_report):
     broken = config(folder, "broken", test=None)
     with pytest.raises(RuntimeError, match="no window of iteration 0 could be sampled.*the disk of the node"):
         FreeEnergy(broken, sampler=Exact("the disk of the node is full")).run()
@@ -204,7 +210,7 @@ class WithoutNumbers(Exact):
         return found
 
 
-def test_windows_without_numbers_are_failures_and_the_run_can_go_on(folder):
+def test_windows_without_numbers_are_failures_and_the_run_can_go_on(folder, no_report):
     given = config(folder, "without-numbers", test=None)
     with pytest.raises(
         RuntimeError, match=r"no window of iteration 0 could be sampled.*window 0 has mu = \[nan, 0.0\]"
