@@ -30,6 +30,8 @@ import numpy as np
 from common import row
 
 import haljax as hx
+import haljax.report
+from haljax.campaign import read_journal
 from haljax.free_energy.campaign import mu_rmse
 from haljax.free_energy.criteria import fill
 from haljax.free_energy.mean_field import biased_labels, exact_labels, mean_field
@@ -141,8 +143,6 @@ def campaign(folder: Path, strategy: str, seed: int, iterations: int, points: in
     with ThreadPoolExecutor(1) as executor:
         hx.FreeEnergy(config, sampler=Windows(not changes.get("no_errors")), executor=executor).run()
     curve = []
-    from haljax.campaign import read_journal
-
     for record in read_journal(directory / "journal.jsonl"):
         if record["type"] == "iteration":
             surface = load(directory / "iterations" / f"{record['iteration']:04d}" / "surface.npz")
@@ -172,6 +172,7 @@ def main() -> None:
     parser.add_argument("--points", type=int, default=48)
     parser.add_argument("--only", nargs="*", choices=STRATEGIES, default=list(STRATEGIES))
     options = parser.parse_args()
+    haljax.report.write_report = lambda directory: None  # nobody looks at the pages of these campaigns
     chosen = ["space filling", *(name for name in options.only if name != "space filling")]
     curves: dict[str, dict[int, list]] = {}
     sets = tests()
