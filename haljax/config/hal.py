@@ -244,7 +244,7 @@ class Dynamics(Table):
     """margin of the neighbour lists, Å"""
     min_distance: NotNegative = 0.6
     """shortest distance allowed, in units of the sum of the covalent radii"""
-    max_force: Positive = 50.0
+    max_force: Positive = 20.0
     """largest force allowed, eV/Å"""
     max_temperature_K: Positive = 5000.0
     """highest temperature allowed, K"""

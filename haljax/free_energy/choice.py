@@ -17,7 +17,7 @@ from haljax.free_energy.data import Labels
 from haljax.free_energy.network import Surface
 from haljax.free_energy.novelty import novel
 from haljax.free_energy.weighting import improvement, reweight, shares
-from haljax.lattice.polytope import reach
+from haljax.lattice.polytope import pull_inside, reach
 
 if TYPE_CHECKING:
     from haljax.config import FreeEnergyConfig
@@ -103,7 +103,7 @@ def choose(
             )
             surplus = SURPLUS if config.choice.novelty else 1
             found = propose(stream[0], criterion.function or name, view, n * surplus, **criterion.options)
-            eta = np.asarray(found.eta)
+            eta = _resolved(problem, np.asarray(found.eta))
             if config.choice.novelty and len(eta):
                 bend = None
                 if surface is not None:
@@ -132,6 +132,17 @@ def _points(path: Path, d: int) -> np.ndarray:
     if points.shape[1] != d:
         raise ValueError(f"{path} has rows of {points.shape[1]} numbers: give {d}, one for each order parameter")
     return points
+
+
+def _resolved(problem: Problem, target: np.ndarray) -> np.ndarray:
+    """Targets (n, d), those on the boundary drawn inside until every sublattice has a site of either kind.
+
+    Nearer to it than the simulated cell can tell, mu only measures how far outside kappa is.
+    """
+    op, domain = problem.order_parameters, problem.order_parameters.polytope
+    site = op.n_sub / (problem.supercell.n_cells * len(op.sites))  # one, as a fraction of its sublattice
+    inner = domain._replace(offsets=domain.offsets - site / np.linalg.norm(op.S, axis=1).max())
+    return np.asarray(pull_inside(inner, domain.chebyshev_centre()[0], target))
 
 
 def _aimed(

@@ -33,8 +33,7 @@ def test_a_window_is_aimed_so_that_it_ends_at_its_target(settings):
     found = ask(settings)
     mu = np.asarray(FIELD.chemical_potential(found.target, 300.0))
     step = mu / (2 * np.array(settings.sampling.phi))
-    with np.errstate(invalid="ignore"):  # mu is infinite on the boundary
-        inside = np.all(np.abs((found.target + step) @ S.T - 0.5) < 0.5, axis=1)
+    inside = np.all(np.abs((found.target + step) @ S.T - 0.5) < 0.5, axis=1)
     assert inside.sum() >= 3
     np.testing.assert_allclose(found.kappa[inside], (found.target + step)[inside], rtol=1e-12)
     # Beside the boundary, where mu diverges, kappa stays near: sample_windows refuses it beyond 0.1.
@@ -42,6 +41,12 @@ def test_a_window_is_aimed_so_that_it_ends_at_its_target(settings):
     assert x.min() > -0.0901 and x.max() < 1.0901
     first = ask(settings, iteration=0, surface=None)
     np.testing.assert_array_equal(first.kappa, first.target)
+
+
+def test_targets_are_what_the_cell_can_resolve(settings):
+    """64 cells have 32 sites a sublattice: one of them is x = 1/32, where mu is finite. The wells are on the boundary."""
+    x = ask(settings).target @ S.T
+    assert np.all((x > 1 / 32 - 1e-9) & (x < 31 / 32 + 1e-9)) and np.any(np.isclose(x, 1 / 32))
 
 
 def test_points_are_shared_by_weight_and_are_new(settings):
