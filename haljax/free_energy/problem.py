@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from haljax.config.free_energy import FreeEnergyConfig, LatticeModel
 from haljax.config.free_energy import OrderParameters as OrderParametersTable
 from haljax.free_energy.network import Network
@@ -29,12 +31,19 @@ def problem(config: FreeEnergyConfig) -> Problem:
 
     Raises
     ------
-    ValueError : the expansion cannot be read, its clusters do not fit the supercell, or the order parameters are not
-        commensurate with it or not closed under the space group.
+    ValueError : the expansion cannot be read, its clusters do not fit the supercell, the order parameters are not
+        commensurate with it or not closed under the space group, or a well lies outside their domain.
     """
     expansion, supercell = hamiltonian(config.lattice)
     op = order_parameters_of(expansion.lattice, config.order_parameters)
     op.counters(supercell)  # fail here rather than in every worker
+    for well in config.order_parameters.wells:
+        fractions = op.S @ np.array(well)
+        if fractions.min() < -1e-9 or fractions.max() > 1 + 1e-9:
+            raise ValueError(
+                f"order_parameters.wells: {list(well)} is no order of this lattice: its sublattices would be filled "
+                f"to {fractions.min():.3g} to {fractions.max():.3g}; give order parameters eta between full and empty"
+            )
     c = config.network
     network = Network(
         invariants=invariants(op.group, c.degree),

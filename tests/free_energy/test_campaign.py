@@ -249,6 +249,13 @@ def test_a_supercell_that_does_not_fit_is_refused_before_anything_runs(folder):
     assert not (folder / "wrong").exists()
 
 
+def test_a_well_outside_the_domain_is_refused_before_anything_runs(folder):
+    wrong = config(folder, "wrong-well")
+    wrong["order_parameters"] = wrong["order_parameters"] | {"wells": [[0.5, 0.75]]}
+    with pytest.raises(ValueError, match=r"\[0.5, 0.75\] is no order of this lattice: .* filled to -0.25 to 1.25"):
+        FreeEnergy(wrong).plan()
+
+
 def test_the_plan_says_what_would_run(folder):
     plan = FreeEnergy(config(folder, "planned")).plan()
     assert "64 cells" in plan and "billiard 10, setting_wells 4" in plan and "max_iterations = 1" in plan
