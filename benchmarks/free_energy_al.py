@@ -1,6 +1,6 @@
 """Points that a free energy needs: each criterion alone, the paper's combination, and haljax's, beside space filling.
 
-    python benchmarks/free_energy_al.py [--seeds 5] [--iterations 4] [--points 48] [--only NAME ...]
+    python benchmarks/free_energy_al.py [--seeds 0 1 2 3 4] [--iterations 4] [--points 48] [--only NAME ...]
 
 The truth is a mean field on LixCoO2's seven order parameters with twelve zigzag wells, measured with the noise of
 umbrella windows on 6912 cells. All campaigns begin with the same number of space-filling points and may ask for as many
@@ -164,7 +164,7 @@ def points_to_reach(curve: list, region: str, target: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--points", type=int, default=48)
     parser.add_argument("--only", nargs="*", choices=STRATEGIES, default=list(STRATEGIES))
@@ -174,7 +174,7 @@ def main() -> None:
     curves: dict[str, dict[int, list]] = {}
     sets = tests()
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             for strategy in chosen:
                 curve = campaign(Path(folder), strategy, seed, options.iterations, options.points, sets)
                 curves.setdefault(strategy, {})[seed] = curve

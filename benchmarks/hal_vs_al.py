@@ -1,6 +1,6 @@
 """Labels that hyperactive learning needs, beside plain active learning and snapshots of molecular dynamics.
 
-    python benchmarks/hal_vs_al.py [--seeds 5] [--labels 38] [--explore 300] [--stability 20]
+    python benchmarks/hal_vs_al.py [--seeds 0 1 2 3 4] [--labels 38] [--explore 300] [--stability 20]
 
 Al-Cu with EMT. All three set out from the same six nearly perfect 32-atom cells and explore at 300 K (or what
 ``--explore`` says) under the model of the moment, for the same time; all are judged at 900 K, and each label costs
@@ -100,14 +100,14 @@ def labels_to_reach(curve: list, target: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--labels", type=int, default=38)
     parser.add_argument("--explore", type=float, default=300.0, help="temperature of the exploration, K")
     parser.add_argument("--stability", type=int, default=20, help="runs of 20 ps a model; 0 for none")
     options = parser.parse_args()
     curves: dict[str, dict[int, list]] = {method: {} for method in METHODS}
     with tempfile.TemporaryDirectory() as folder:
-        for seed in range(options.seeds):
+        for seed in options.seeds:
             for method in METHODS:
                 curve, model = campaign(Path(folder), method, seed, options.labels, options.explore)
                 curves[method][seed] = curve
