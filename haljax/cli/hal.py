@@ -178,7 +178,7 @@ def _iteration_line(event: Event) -> str:
         parts.append(f"f {score}")
     if event["errors"]:
         parts.append(_error_words(event["errors"]))
-    parts.append(f"{sum(event['seconds'].values()):.0f} s")
+    parts.append(" + ".join(f"{stage} {seconds:.0f}" for stage, seconds in event["seconds"].items()) + " s")
     return "; ".join(parts)
 
 

@@ -16,6 +16,7 @@ from pydantic import (
     PlainSerializer,
     PlainValidator,
     Strict,
+    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
@@ -29,6 +30,7 @@ from haljax.config.tables import (
     Positive,
     RunDirectory,
     Table,
+    corrections,
     plain_data,
     shown,
 )
@@ -36,8 +38,16 @@ from haljax.config.tables import (
 if TYPE_CHECKING:
     from haljax.ace import ACEBasis
 
-# Keys on which no result depends, or that may be raised to go on: they may differ on resumption.
-MAY_CHANGE = frozenset({"directory", "stop", "reference.workers", "reference.timeout_s", "reference.max_attempts"})
+# Keys that may differ on resumption: those on which no result depends, limits that may be raised to go on, and the
+# dynamics, since a label is true whatever found it.
+MAY_CHANGE = frozenset(
+    {"directory", "stop", "dynamics", "reference.workers", "reference.timeout_s", "reference.max_attempts"}
+)
+# Keys of [dynamics] that a start structure may set for the replicas that set out from it.
+OVERRIDES = (
+    "temperature_K", "pressure_GPa", "tau_rel", "n_steps", "timestep_fs", "friction_per_fs", "tolerance", "epsilon",
+    "tau_history", "cell_fixed_shape",
+)  # fmt: skip
 
 
 class Ramp(NamedTuple):
@@ -252,6 +262,28 @@ class Dynamics(Table):
     """highest pressure of a periodic system allowed, of either sign, GPa"""
     replicas_per_batch: Count | None = None
     """replicas stepped together; where absent, up to 8 on each core of a CPU, and all on a GPU"""
+
+    def overridden(self, info: Mapping[str, Any]) -> Self:
+        """These for a replica from a start structure with ``info["hal_…"]``, as in ACEHAL; two numbers are a ramp.
+
+        Raises
+        ------
+        ValueError : an unknown override, or a value that the config would not take either.
+        """
+        given = {str(name)[4:]: value for name, value in info.items() if str(name).startswith("hal_")}
+        if unknown := [name for name in given if name not in OVERRIDES]:
+            raise ValueError(
+                f"hal_{unknown[0]} overrides nothing: give one of {', '.join(f'hal_{name}' for name in OVERRIDES)}"
+            )
+        values = {}
+        for name, value in given.items():
+            plain = value.tolist() if hasattr(value, "tolist") else value  # of NumPy, as ASE reads it
+            ramp = isinstance(plain, list | tuple) and len(plain) == 2
+            values[name] = dict(zip(("from", "to"), plain, strict=True)) if ramp else plain
+        try:
+            return type(self).model_validate(dict(self) | values)
+        except ValidationError as error:
+            raise ValueError(f"hal_{corrections(type(self), error)[0]}") from None
 
     @model_validator(mode="after")
     def _default_cell_interval(self) -> Self:

@@ -119,17 +119,22 @@ class Config(Table):
         try:
             config = cls.model_validate(data, context={"base": base, "given": given, **context})
         except ValidationError as error:
-            found = error.errors(include_url=False)
-            inner = [e["loc"] for e in found]
-            # A list whose items are wrong is not also to be called too short.
-            lines = [_line(cls, e) for e in found if not any(loc[:-1] == e["loc"] for loc in inner)]
+            lines = corrections(cls, error)
             count = "1 key needs" if len(lines) == 1 else f"{len(lines)} keys need"
             raise ConfigError(f"{name}: {count} correction\n" + textwrap.indent("\n".join(lines), "  ")) from None
         config._given.update(given)
         return config
 
 
-def _line(root: type[Config], error: Any) -> str:
+def corrections(table: type[BaseModel], error: ValidationError) -> list[str]:
+    """What is wrong with the keys of a table, a line each."""
+    found = error.errors(include_url=False)
+    inner = [e["loc"] for e in found]
+    # A list whose items are wrong is not also to be called too short.
+    return [_line(table, e) for e in found if not any(loc[:-1] == e["loc"] for loc in inner)]
+
+
+def _line(root: type[BaseModel], error: Any) -> str:
     """One error of pydantic in words: key, what was found, what is allowed."""
     *tables, key = loc = error["loc"]
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc).removeprefix(".")
@@ -158,7 +163,7 @@ def shown(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def _table_at(root: type[Config], path: list[str | int]) -> type[BaseModel] | None:
+def _table_at(root: type[BaseModel], path: list[str | int]) -> type[BaseModel] | None:
     """The class of the table at a path of keys, None where that is no table."""
     table: type[BaseModel] | None = root
     for key in path:
@@ -168,7 +173,7 @@ def _table_at(root: type[Config], path: list[str | int]) -> type[BaseModel] | No
     return table
 
 
-def _hint(root: type[Config], key: str, table: type[BaseModel]) -> str:
+def _hint(root: type[BaseModel], key: str, table: type[BaseModel]) -> str:
     if near := get_close_matches(key, table.model_fields, 1):
         return f"did you mean {near[0]}?"
     for name in root.model_fields:

@@ -24,11 +24,6 @@ from haljax.structures import System, bucket, from_atoms, stack, to_atoms
 if TYPE_CHECKING:
     from ase import Atoms
 
-OVERRIDES = (
-    "temperature_K", "pressure_GPa", "tau_rel", "n_steps", "timestep_fs", "friction_per_fs", "tolerance", "epsilon",
-    "tau_history",
-)  # fmt: skip
-
 
 class Explored(NamedTuple):
     """What a round of dynamics brought.
@@ -72,29 +67,24 @@ def explore(
     basis = model.basis
     deviations = committee(jax.random.fold_in(key, 1 << 20), model.posterior, dynamics.committee)
     params = HALParameters(parameters_of(model), deviations - model.posterior.mean[None, :])
-    protocol = Protocol(
-        check_interval=dynamics.check_interval,
-        cell_interval=dynamics.cell_interval if dynamics.pressure_GPa is not None else 0,
-        swap_interval=dynamics.swap_interval,
-        fixed_shape=dynamics.cell_fixed_shape,
-        softmax=dynamics.criterion == "softmax",
-        skin=dynamics.skin,
-    )
     masses = jnp.asarray(atomic_masses[list(basis.numbers)])
-    conditions = [_conditions(dynamics, atoms, i) for i, atoms in enumerate(starts)]
+    own = [dynamics.overridden(atoms.info) for atoms in starts]
+    conditions = [_conditions(replica, atoms, i) for i, (replica, atoms) in enumerate(zip(own, starts, strict=True))]
 
-    by_size: dict[int, list[int]] = {}
-    for i, atoms in enumerate(starts):
-        by_size.setdefault(bucket(len(atoms)), []).append(i)
+    alike: dict[tuple[int, Protocol], list[int]] = {}
+    for i, (replica, atoms) in enumerate(zip(own, starts, strict=True)):
+        alike.setdefault((bucket(len(atoms)), _protocol(replica)), []).append(i)
     width = dynamics.replicas_per_batch or _width(len(starts))
     batches = [
-        (size, members[k : k + width]) for size, members in by_size.items() for k in range(0, len(members), width)
+        (size, protocol, members[k : k + width])
+        for (size, protocol), members in alike.items()
+        for k in range(0, len(members), width)
     ]
     latest: dict[str, list] = {name: [None] * len(starts) for name in Observation._fields}
     lock, interrupted = threading.Lock(), threading.Event()
 
-    def one_batch(batch: tuple[int, list[int]]) -> Run:
-        size, members = batch
+    def one_batch(batch: tuple[int, Protocol, list[int]]) -> Run:
+        size, protocol, members = batch
         filled = members + [members[-1]] * (width - len(members))
 
         def on_block(seen: Observation) -> None:
@@ -144,16 +134,25 @@ def _width(n_replicas: int) -> int:
     return n_replicas if jax.default_backend() != "cpu" else min(8, -(-n_replicas // (os.cpu_count() or 1)))
 
 
+def _protocol(dynamics: Dynamics) -> Protocol:
+    return Protocol(
+        check_interval=dynamics.check_interval,
+        cell_interval=dynamics.cell_interval if dynamics.pressure_GPa is not None else 0,
+        swap_interval=dynamics.swap_interval,
+        fixed_shape=dynamics.cell_fixed_shape,
+        softmax=dynamics.criterion == "softmax",
+        skin=dynamics.skin,
+    )
+
+
 def _conditions(dynamics: Dynamics, atoms: Atoms, i: int) -> Conditions:
-    """What replica ``i`` runs under; ``info["hal_…"]`` of its start overrides the config, as in ACEHAL."""
+    """What replica ``i`` runs under."""
     from ase import units
 
-    values = {name: getattr(dynamics, name) for name in OVERRIDES}
-    values |= {name: float(atoms.info[f"hal_{name}"]) for name in OVERRIDES if f"hal_{name}" in atoms.info}
-    delay = dynamics.tau_delay if dynamics.tau_delay is not None else values["tau_history"]
+    delay = dynamics.tau_delay if dynamics.tau_delay is not None else dynamics.tau_history
 
     def ramp(name: str, unit: float) -> jax.Array:
-        value = values[name]
+        value = getattr(dynamics, name)
         return jnp.asarray([np.nan, np.nan] if value is None else per_replica(value, i)) * unit
 
     kT = ramp("temperature_K", units.kB)
@@ -162,12 +161,12 @@ def _conditions(dynamics: Dynamics, atoms: Atoms, i: int) -> Conditions:
         kT=kT,
         pressure=ramp("pressure_GPa", units.GPa),
         tau_rel=ramp("tau_rel", 1.0),
-        n_steps=jnp.asarray(int(values["n_steps"])),
-        dt=jnp.asarray(values["timestep_fs"] * units.fs),
-        friction=jnp.asarray(values["friction_per_fs"] / units.fs),
-        tolerance=jnp.asarray(float(values["tolerance"])),
-        epsilon=jnp.asarray(float(values["epsilon"])),
-        tau_history=jnp.asarray(float(values["tau_history"])),
+        n_steps=jnp.asarray(dynamics.n_steps),
+        dt=jnp.asarray(dynamics.timestep_fs * units.fs),
+        friction=jnp.asarray(dynamics.friction_per_fs / units.fs),
+        tolerance=jnp.asarray(dynamics.tolerance),
+        epsilon=jnp.asarray(dynamics.epsilon),
+        tau_history=jnp.asarray(float(dynamics.tau_history)),
         tau_delay=jnp.asarray(float(delay)),
         cell_step=jnp.asarray(step),
         guards=Guards(
@@ -183,7 +182,7 @@ def _gathered(
     elements: Sequence[str],
     starts: Sequence[Atoms],
     conditions: Sequence[Conditions],
-    batches: Sequence[tuple[int, list[int]]],
+    batches: Sequence[tuple[int, Protocol, list[int]]],
     runs: Sequence[Run],
 ) -> Explored:
     from ase.units import fs
@@ -197,7 +196,7 @@ def _gathered(
     )
     candidates: dict[int, Atoms] = {}
     replicas: list[dict[str, Any]] = [{}] * n
-    for (_, members), result in zip(batches, runs, strict=True):
+    for (*_, members), result in zip(batches, runs, strict=True):
         for column, i in enumerate(members):
             # A replica that stopped repeats its last look; keep one.
             status = result.seen.status[:, column]

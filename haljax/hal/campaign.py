@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import io
+import json
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -92,7 +94,7 @@ class HAL:
     def plan(self) -> str:
         """What would run, in words; checks everything that can be checked without labelling."""
         c, basis = self.config, self.config.ace_basis()
-        starts = self._starts()
+        starts, test = self._starts(), self._test()
         unlabelled, sizes = sum(map(_unlabelled, starts)), [len(atoms) for atoms in starts]
         limits = {k: v for k, v in c.stop.model_dump().items() if v is not None}
         return "\n".join(
@@ -105,6 +107,7 @@ class HAL:
                 f"{unlabelled} to be labelled",
                 f"each iteration  {c.dynamics.replicas} replicas of at most {c.dynamics.n_steps} steps of "
                 f"{c.dynamics.timestep_fs:g} fs, {c.labels.per_iteration} labels",
+                f"test set        {_test_words(c.test, len(test))}",
                 f"stop            {', '.join(f'{k} = {v:g}' for k, v in limits.items())}",
             ]
         )
@@ -115,12 +118,11 @@ class HAL:
         Raises
         ------
         JournalError : the run directory belongs to another campaign, is in use, or cannot be written.
-        RuntimeError : x64 is off, or no start structure could be labelled.
+        RuntimeError : x64 is off, or no structure of the start or of an iteration could be labelled.
+        ValueError : a structure of the start or of the test set cannot be described by the basis.
         """
         require_x64()
-        starts = self._starts()
-        for i, atoms in enumerate(starts):
-            from_atoms(atoms, self.config.basis.elements, index=i)  # refuse what cannot be described before labelling
+        starts, test = self._starts(), self._test()
         stop = self.config.stop.model_dump()
         stop |= {k: v for k, v in (("max_labels", max_labels), ("max_iterations", max_iterations)) if v is not None}
         directory = Path(self.config.directory)
@@ -136,14 +138,37 @@ class HAL:
                 max_attempts=c.reference.max_attempts,
             )
 
+        identity = c.as_json() | {"start and test structures": _digest(starts + test)}
         with (
-            open_campaign(directory, c.as_json(), resume=self._resume, may_change=MAY_CHANGE) as journal,
+            open_campaign(directory, identity, resume=self._resume, may_change=MAY_CHANGE) as journal,
             clear_disk_errors(directory),
         ):
-            return _Campaign(c, directory, journal, oracle, starts, self._progress).run(Limits(**stop))
+            return _Campaign(c, directory, journal, oracle, starts, test, self._progress).run(Limits(**stop))
 
     def _starts(self) -> list[Atoms]:
-        return read_structures(self.config.start.structures)
+        starts = self._read(self.config.start.structures)
+        for i, atoms in enumerate(starts):
+            try:
+                self.config.dynamics.overridden(atoms.info)
+            except ValueError as error:
+                raise ValueError(f"{self.config.start.structures}, structure {i}: {error}") from error
+        return starts
+
+    def _test(self) -> list[Atoms]:
+        test = self.config.test
+        return [] if test is None or test.structures is None else self._read(test.structures)
+
+    def _read(self, path: Path) -> list[Atoms]:
+        """Structures of a file; what the basis cannot describe is refused before anything is labelled."""
+        structures = read_structures(path)
+        for i, atoms in enumerate(structures):
+            try:
+                from_atoms(atoms, self.config.basis.elements, index=i)
+                if not _unlabelled(atoms):
+                    labels(atoms, index=i)
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+        return structures
 
 
 class _Campaign(Ledger):
@@ -156,10 +181,11 @@ class _Campaign(Ledger):
         journal: Journal,
         oracle: Callable[..., Oracle],
         starts: list[Atoms],
+        given_test: list[Atoms],
         progress: Callable[[dict[str, Any]], Any],
     ) -> None:
         super().__init__(directory, journal, progress)
-        self.config, self.oracle, self.starts = config, oracle, starts
+        self.config, self.oracle, self.starts, self.given_test = config, oracle, starts, given_test
         self.basis = config.ace_basis()
         self.key = jax.random.key(config.seed)
         self.room = room_for(self.basis, config.dynamics.skin, starts)
@@ -196,6 +222,11 @@ class _Campaign(Ledger):
         with timed(seconds, "label"):
             jobs = self.requests[iteration]["jobs"]
             self._label({id: job for id, job in jobs.items() if id not in self.labels}, iteration, oracle)
+        if not any(id in self.labels for id in jobs):
+            raise RuntimeError(
+                f"no structure of iteration {iteration} could be labelled; the last failure: {self.last_failure()}. "
+                "Mend the reference calculator and resume."
+            )
         with timed(seconds, "fit"):
             model = self._learn(model, iteration)
         self._finish_iteration(iteration, model, seconds)
@@ -275,7 +306,7 @@ class _Campaign(Ledger):
             raise RuntimeError(
                 f"iteration {iteration}: no replica stayed safe up to its first check ("
                 + ", ".join(sorted({replica["status"] for replica in explored.replicas}))
-                + "); lower the temperature or the time step, or widen the guards in [dynamics]"
+                + "); lower the temperature or the time step, or widen the guards in [dynamics], and resume"
             )
         picked = select(model, pool, min(self.config.labels.per_iteration, len(pool)))
         rng = np.random.default_rng([self.config.seed, iteration])
@@ -303,9 +334,8 @@ class _Campaign(Ledger):
                 jobs[f"isolated-{element}"] = ("isolated", "isolated", atoms)
         for i, atoms in enumerate(self.starts):
             jobs[f"start-{i}"] = ("train", "start", atoms)
-        if c.test is not None and c.test.structures is not None:
-            for i, atoms in enumerate(read_structures(c.test.structures)):
-                jobs[f"test-{i}"] = ("test", "test", atoms)
+        for i, atoms in enumerate(self.given_test):
+            jobs[f"test-{i}"] = ("test", "test", atoms)
         unknown = {}
         for id, (role, source, atoms) in jobs.items():
             if id in self.labels:
@@ -436,6 +466,20 @@ class _Campaign(Ledger):
 def _unlabelled(atoms: Atoms) -> bool:
     results = getattr(atoms.calc, "results", {})
     return not ({"energy", "forces"} <= set(results) or ("energy" in atoms.info and "forces" in atoms.arrays))
+
+
+def _digest(structures: list[Atoms]) -> str:
+    """Of what a campaign sets out from, so that it is not resumed with other structures under the same file name."""
+    plain = [[encode(a), {k: str(v) for k, v in a.info.items() if str(k).startswith("hal_")}] for a in structures]
+    return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
+
+
+def _test_words(test: Any, given: int) -> str:
+    parts = [f"{given} structures"] if given else []
+    if test is not None and (md := test.reference_md) is not None:
+        kelvins = ", ".join(f"{T:g}" for T in md.temperature_K)
+        parts.append(f"{md.frames} structures of the reference's dynamics at each of {kelvins} K")
+    return " and ".join(parts) or "none"
 
 
 def _without_nan(values: Any) -> Any:

@@ -3,12 +3,14 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from haljax import training
@@ -110,6 +112,35 @@ def test_ramps_and_lists_are_dealt_out_to_the_replicas(data):
     assert per_replica(config.dynamics.tau_rel, 5) == (0.2, 0.2)
     one_ramp = HALConfig.load(put(data, "dynamics.tau_rel", {"from": 0, "to": 0.5})).dynamics.tau_rel
     assert per_replica(one_ramp, 7) == (0.0, 0.5)
+
+
+def test_a_start_structure_may_override_the_dynamics(data):
+    dynamics = HALConfig.load(data).dynamics
+    assert dynamics.overridden({"energy": 1.0}) == dynamics
+    info = {
+        "hal_temperature_K": np.array([300, 900]),
+        "hal_pressure_GPa": np.float64(1.5),
+        "hal_n_steps": np.int64(70),
+        "hal_cell_fixed_shape": np.True_,
+    }
+    own = dynamics.overridden(info)
+    assert own.temperature_K == Ramp(300.0, 900.0) and own.pressure_GPa == 1.5
+    assert own.n_steps == 70 and own.cell_fixed_shape is True and own.tolerance == dynamics.tolerance
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("tolrance", 0.3, "hal_tolrance overrides nothing: give one of hal_temperature_K, hal_pressure_GPa"),
+        ("tolerance", -1.0, "hal_tolerance = -1.0: should be greater than 0"),
+        ("n_steps", 2.5, "hal_n_steps = 2.5: should be a valid integer"),
+        ("temperature_K", np.array([300.0, -1.0]), "hal_temperature_K"),
+        ("temperature_K", "hot", 'hal_temperature_K = "hot": should be a number above 0, a ramp'),
+    ],
+)
+def test_an_override_is_checked_as_the_config_is(data, name, value, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        HALConfig.load(data).dynamics.overridden({f"hal_{name}": value})
 
 
 def test_plain_data_keeps_paths_as_given_and_can_be_loaded_again(data):

@@ -50,6 +50,19 @@ class Broken(EMT):
         raise RuntimeError("licence expired")
 
 
+class Moody(EMT):
+    """Fails while there is a certain file."""
+
+    def __init__(self, unless):
+        super().__init__()
+        self.unless = unless
+
+    def calculate(self, *args, **kwargs):
+        if os.path.exists(self.unless):
+            raise RuntimeError("the cluster is down")
+        super().calculate(*args, **kwargs)
+
+
 class Shapeless(EMT):
     """Forces of the wrong shape."""
 

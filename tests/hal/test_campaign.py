@@ -105,6 +105,8 @@ def test_a_campaign_leaves_what_the_user_takes_home(whole):
             assert data["criterion"].shape[1] == 3
     saved = hx.load(run / "model.npz")
     np.testing.assert_array_equal(saved.posterior.mean, result.model.posterior.mean)
+    (stop,) = records(folder, "stop")
+    assert stop["calibration"]["force_factor"] == saved.force_calibration != 1.0
     table = hx.evaluate(saved, [a for a in read(run / "structures.xyz", ":") if a.info["role"] == "test"])
     # Extended XYZ keeps eight decimals.
     assert table["total"]["force_rmse"] == pytest.approx(result.errors["total"]["force_rmse"], rel=1e-6)
@@ -200,8 +202,8 @@ def test_a_finished_run_is_not_overwritten_but_extended(whole, tmp_path, no_pict
         hx.HAL(
             config(folder, test={"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}})
         ).run()
-    with pytest.raises(CampaignMismatch, match="dynamics.n_steps: was 40, now 50"):
-        hx.HAL(config(folder, dynamics={"n_steps": 50}), resume=True).run()
+    with pytest.raises(CampaignMismatch, match="basis.max_degree: was 4, now 5"):
+        hx.HAL(config(folder, basis={"max_degree": 5}), resume=True).run()
     import shutil
 
     shutil.copytree(folder / "run", tmp_path / "run")
@@ -246,10 +248,34 @@ def test_a_reference_that_always_fails_ends_the_run_with_its_message_and_can_be_
     assert len(records(tmp_path, "failed")) == 4
 
 
-def test_no_replica_stays_safe(tmp_path):
-    setup = config(tmp_path, dynamics={"min_distance": 3.0})
-    with pytest.raises(RuntimeError, match="no replica stayed safe.*too_close.*lower the temperature"):
+def test_a_reference_that_fails_on_the_way_ends_the_run_which_resumes_when_it_is_mended(tmp_path, no_pictures):
+    down = tmp_path / "down"
+    setup = config(tmp_path, stop={"max_iterations": 1})
+    setup["reference"] |= {
+        "calculator": "tests.hal.references.Moody", "arguments": {"unless": str(down)}, "max_attempts": 1,
+    }  # fmt: skip
+
+    def fail_from_the_dynamics_on(event):
+        if event["stage"] == "dynamics":
+            down.touch()
+
+    with pytest.raises(
+        RuntimeError, match="no structure of iteration 1 could be labelled.*the cluster is down.*resume"
+    ):
+        hx.HAL(setup, progress=fail_from_the_dynamics_on).run()
+    assert len(records(tmp_path, "label")) == 4
+    down.unlink()
+    result = hx.HAL(setup, resume=True).run()
+    assert "1 iterations done" in result.reason and len(records(tmp_path, "label")) == 6
+    assert len(records(tmp_path, "request")) == 1  # the dynamics were not run again
+
+
+def test_no_replica_stays_safe_until_the_guards_are_mended(tmp_path, no_pictures):
+    setup = config(tmp_path, dynamics={"min_distance": 3.0}, stop={"max_iterations": 1})
+    with pytest.raises(RuntimeError, match="no replica stayed safe.*too_close.*lower the temperature.*and resume"):
         hx.HAL(setup).run()
+    result = hx.HAL(config(tmp_path, stop={"max_iterations": 1}), resume=True).run()
+    assert "1 iterations done" in result.reason
 
 
 def test_labelled_starts_are_not_labelled_again(tmp_path, no_pictures):
@@ -287,17 +313,19 @@ def test_molecules_isolated_atoms_and_threads(tmp_path, no_pictures):
 
 
 def test_overrides_of_one_structure(tmp_path, no_pictures):
+    """The second replica is shorter, and moves its cell, which the config does not ask for."""
     starts = cells(1) * 2
     starts[1] = starts[1].copy()
-    starts[1].info["hal_n_steps"] = 10
-    starts[1].info |= {"hal_tolerance": 50.0, "hal_timestep_fs": 0.5}
-    setup = config(tmp_path, starts=starts, dynamics={"replicas": 2, "tolerance": 100.0}, stop={"max_iterations": 1})
-    hx.HAL(setup).run()
+    starts[1].info |= {"hal_n_steps": 20, "hal_tolerance": 50.0, "hal_timestep_fs": 0.5, "hal_pressure_GPa": 0.0}
+    dynamics = {"replicas": 2, "tolerance": 100.0, "pressure_GPa": None}
+    hx.HAL(config(tmp_path, starts=starts, dynamics=dynamics, stop={"max_iterations": 1})).run()
     (request,) = records(tmp_path, "request")
-    assert [replica["step"] for replica in request["replicas"]] == [40, 10]
+    assert [replica["step"] for replica in request["replicas"]] == [40, 20]
     with np.load(tmp_path / "run" / "iterations" / "0001" / "trajectory.npz") as data:
         np.testing.assert_array_equal(data["tolerance"], [100.0, 50.0])
         np.testing.assert_allclose(data["timestep_fs"], [2.0, 0.5], rtol=1e-14)
+        tried = np.any(data["cell_moves"] >= 0, axis=0)
+        np.testing.assert_array_equal(tried, [False, True])
 
 
 def test_plan_says_what_would_run_and_runs_nothing(tmp_path):
@@ -321,6 +349,29 @@ def test_bad_start_structures_are_refused_before_anything_is_labelled(tmp_path, 
     with pytest.raises(ValueError, match=message):
         hx.HAL(config(tmp_path, starts=starts)).run()
     assert not (tmp_path / "run").exists()
+
+
+def test_bad_test_structures_and_overrides_are_refused_before_anything_is_labelled(tmp_path):
+    strangers = cells(2)
+    strangers[1].symbols[0] = "Ni"
+    write(tmp_path / "test.xyz", strangers, format="extxyz")
+    with pytest.raises(ValueError, match=r"test.xyz: structure 1.*Ni is not among the basis' elements"):
+        hx.HAL(config(tmp_path, test={"structures": str(tmp_path / "test.xyz")})).plan()
+    starts = cells()
+    starts[2].info["hal_tolerance"] = -1.0
+    with pytest.raises(ValueError, match=r"start.xyz, structure 2: hal_tolerance = -1.0: should be greater than 0"):
+        hx.HAL(config(tmp_path, starts=starts)).run()
+    assert not (tmp_path / "run").exists()
+
+
+def test_another_start_under_the_same_name_is_noticed(tmp_path):
+    def stop(event):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hx.HAL(config(tmp_path), progress=stop).run()
+    with pytest.raises(CampaignMismatch, match="start and test structures: was"):
+        hx.HAL(config(tmp_path, starts=cells(seed=1)), resume=True).run()
 
 
 def test_unreadable_start_and_calculator(tmp_path):
