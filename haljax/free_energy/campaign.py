@@ -30,7 +30,7 @@ from haljax.free_energy.choice import Choice, choose, judged, spread
 from haljax.free_energy.data import Labels, concatenate, empty, labels
 from haljax.free_energy.network import Network, Surface, load
 from haljax.free_energy.problem import Problem, problem
-from haljax.free_energy.sampling import Windows, check_windows, published
+from haljax.free_energy.sampling import Windows, check_windows, plain, published, unknown
 from haljax.free_energy.search import search
 from haljax.free_energy.training import History, TrainingSettings, train
 from haljax.lattice import save_expansion
@@ -302,6 +302,11 @@ class _Campaign(Ledger):
                 self.record({"type": "failed", "id": id, "iteration": iteration, "error": outcome.error, **effort})
             else:
                 for i, (window, found) in enumerate(zip(job["windows"], outcome.result["windows"], strict=True)):
+                    if why := unknown(found["label"]):
+                        failed += 1
+                        self.record({"type": "failed", "id": window, "iteration": iteration, "error": why, **effort})
+                        continue
+                    found["label"] = {name: plain(values) for name, values in found["label"].items()}
                     asked = {"criterion": job["criterion"][i], "target": job["target"][i], "kappa": job["kappa"][i]}
                     self.record(
                         {"type": "label", "id": window, "iteration": iteration, "role": job["role"], **asked, **found}

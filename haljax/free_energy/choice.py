@@ -17,12 +17,13 @@ from haljax.free_energy.data import Labels
 from haljax.free_energy.network import Surface
 from haljax.free_energy.novelty import novel
 from haljax.free_energy.weighting import improvement, reweight, shares
-from haljax.lattice.polytope import pull_inside, reach
+from haljax.lattice.polytope import half_spaces, pull_inside, reach
 
 if TYPE_CHECKING:
     from haljax.config import FreeEnergyConfig
     from haljax.free_energy.problem import Problem
     from haljax.lattice.order import OrderParameters
+    from haljax.lattice.polytope import Polytope
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +83,11 @@ def choose(
     wells = np.asarray(config.order_parameters.wells).reshape(-1, problem.d)
     pool = None if config.choice.pool is None else _points(config.choice.pool, problem.d)
     streams = iter(keys)
+    resolved, centre = _resolved(problem), op.polytope.chebyshev_centre()[0]
     for name, criterion in active.items():
         for t, kelvin in enumerate(temperatures):
             stream = jax.random.split(next(streams))
-            n = (points[name] + t) // len(temperatures)
+            n = (points[name] + (t + iteration) % len(temperatures)) // len(temperatures)
             if not n:
                 continue
             view = View(
@@ -100,10 +102,11 @@ def choose(
                 pool=pool,
                 proposed=np.concatenate(targets),
                 sublattices=op.S if problem.network.sublattices is not None else None,
+                sites=len(op.sites),
             )
             surplus = SURPLUS if config.choice.novelty else 1
             found = propose(stream[0], criterion.function or name, view, n * surplus, **criterion.options)
-            eta = _resolved(problem, np.asarray(found.eta))
+            eta = np.asarray(pull_inside(resolved, centre, np.asarray(found.eta)))
             if config.choice.novelty and len(eta):
                 bend = None
                 if surface is not None:
@@ -134,15 +137,15 @@ def _points(path: Path, d: int) -> np.ndarray:
     return points
 
 
-def _resolved(problem: Problem, target: np.ndarray) -> np.ndarray:
-    """Targets (n, d), those on the boundary drawn inside until every sublattice has a site of either kind.
+def _resolved(problem: Problem) -> Polytope:
+    """The part of the domain in which every sublattice has a site of either kind.
 
-    Nearer to it than the simulated cell can tell, mu only measures how far outside kappa is.
+    Nearer to the boundary than the simulated cell can tell, mu only measures how far outside kappa is.
     """
-    op, domain = problem.order_parameters, problem.order_parameters.polytope
+    op = problem.order_parameters
     site = op.n_sub / (problem.supercell.n_cells * len(op.sites))  # one, as a fraction of its sublattice
-    inner = domain._replace(offsets=domain.offsets - site / np.linalg.norm(op.S, axis=1).max())
-    return np.asarray(pull_inside(inner, domain.chebyshev_centre()[0], target))
+    site = min(site, 0.25)  # where a sublattice has a site or two, no target would be left
+    return half_spaces(np.vstack([op.S, -op.S]), np.repeat([1 - site, -site], op.n_sub))
 
 
 def _aimed(

@@ -90,6 +90,7 @@ class Network:
     temperature : whether the temperature is an input; else the labels have one temperature.
     dimension : d, for networks without `sublattices`.
     separate : whether features linear in eta have a perceptron of their own, of half the width.
+    sites : of a primitive cell, to which g refers, those that the order parameters count.
 
     Raises
     ------
@@ -103,6 +104,7 @@ class Network:
     temperature: bool = False
     dimension: int = 0
     separate: bool = True
+    sites: int = 1
 
     def __post_init__(self) -> None:
         def fix(name: str, value: Any) -> None:
@@ -118,6 +120,8 @@ class Network:
                 raise ValueError(f"dimension is {self.dimension}, but sublattices has {S.shape[1]} order parameters")
             fix("sublattices", tuple(map(tuple, S.tolist())))
             fix("dimension", S.shape[1])
+        if self.sites < 1:
+            raise ValueError(f"sites is {self.sites}: give the number of counted sites of a primitive cell")
         if self.dimension < 1:
             raise ValueError("without sublattices, give the number of order parameters as dimension")
         fix("widths", tuple(int(w) for w in self.widths))
@@ -244,10 +248,10 @@ def excess(network: Network, params: Params, eta: jax.Array, temperature: jax.Ar
 
 
 def ideal(network: Network, eta: jax.Array, temperature: jax.Array) -> jax.Array:
-    """kT/n_s sum_k [x ln x + (1-x) ln(1-x)] () eV of one eta (d,); 0 for a network without sublattices.
+    """kT sites/n_s sum_k [x ln x + (1-x) ln(1-x)] () eV of one eta (d,); 0 for a network without sublattices.
 
-    Where x or 1 - x is less than 1e-12, also outside the domain, u ln u goes on as its tangent: g stays convex, mu
-    stays at 27.6 kT/n_s a sublattice, and no derivative is NaN.
+    x is the fraction where all order parameters beside these d vanish. Where x or 1 - x is less than 1e-12, also
+    outside the domain, u ln u goes on as its tangent: g stays convex, mu is finite, and no derivative is NaN.
     """
     if network.sublattices is None:
         return jnp.zeros((), eta.dtype)
@@ -258,7 +262,7 @@ def ideal(network: Network, eta: jax.Array, temperature: jax.Array) -> jax.Array
         tangent = TINY * log(TINY) + (log(TINY) + 1) * (u - TINY)
         return jnp.where(u < TINY, tangent, safe * jnp.log(safe))
 
-    return KB * temperature * jnp.mean(entropy(x) + entropy(1 - x))
+    return network.sites * KB * temperature * jnp.mean(entropy(x) + entropy(1 - x))
 
 
 def free_energy(network: Network, params: Params, eta: jax.Array, temperature: jax.Array) -> jax.Array:
@@ -422,7 +426,7 @@ class Surface:
         from haljax.campaign import write_atomic
 
         net = self.network
-        names = ("sublattices", "widths", "activation", "temperature", "dimension", "separate")
+        names = ("sublattices", "widths", "activation", "temperature", "dimension", "separate", "sites")
         meta = {
             "surface_schema": SCHEMA_VERSION,
             "haljax": __version__,

@@ -37,6 +37,11 @@ def problem(config: FreeEnergyConfig) -> Problem:
     expansion, supercell = hamiltonian(config.lattice)
     op = order_parameters_of(expansion.lattice, config.order_parameters)
     op.counters(supercell)  # fail here rather than in every worker
+    if len(set(op.patterns[0])) > 1:
+        raise ValueError(
+            "order_parameters: the first one must be the composition, to which phases, voltages and criteria look: "
+            "begin with the wave { q = [0, 0, 0] }, or a pattern of ones"
+        )
     for well in config.order_parameters.wells:
         fractions = op.S @ np.array(well)
         if fractions.min() < -1e-9 or fractions.max() > 1 + 1e-9:
@@ -45,16 +50,28 @@ def problem(config: FreeEnergyConfig) -> Problem:
                 f"to {fractions.min():.3g} to {fractions.max():.3g}; give order parameters eta between full and empty"
             )
     c = config.network
+    several = len(config.sampling.temperature_K) > 1
+    if several and c.ideal and not _counted(expansion.lattice, op):
+        raise ValueError(
+            "network.ideal at several temperatures takes eta = 0 for one pure state, but here other species still mix "
+            "there; set network.ideal = false, or learn one temperature"
+        )
     network = Network(
         invariants=invariants(op.group, c.degree),
         sublattices=op.S if c.ideal else None,
         widths=c.widths,
         activation=c.activation,
-        temperature=len(config.sampling.temperature_K) > 1,
+        temperature=several,
         dimension=op.d,
         separate=c.separate,
+        sites=len(op.sites),
     )
     return Problem(expansion, supercell, op, network, len(op.patterns))
+
+
+def _counted(lattice: Lattice, op: OrderParameters) -> bool:
+    """Whether the order parameters count one of two species on every site that may hold several."""
+    return all(s in op.sites and len(lattice.species[s]) == 2 for s in lattice.active)
 
 
 def hamiltonian(table: LatticeModel) -> tuple[ClusterExpansion, Supercell]:

@@ -81,22 +81,27 @@ class Windows:
 
 
 def check_windows(payload: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Refuse a result that is not one window for each that was asked for, with its eta and mu.
+    """Refuse a result that is not one window for each that was asked for, with an eta and a mu of d components.
 
     Raises
     ------
-    ValueError : windows are missing, or eta or mu is not finite.
+    ValueError : windows or components are missing.
     """
     windows, W = result["windows"], len(payload["kappa"])
     if len(windows) != W:
         raise ValueError(f"{len(windows)} windows came back of {W} that were asked for")
-    for w, window in enumerate(windows):
+    for w, (window, kappa) in enumerate(zip(windows, payload["kappa"], strict=True)):
         for name in ("eta", "mu"):
-            values = np.asarray(window["label"][name], float)
-            if values.shape != (len(payload["kappa"][w]),) or not np.isfinite(values).all():
-                raise ValueError(
-                    f"window {w} has {name} = {values.tolist()}: a label needs a number for each component"
-                )
+            if np.shape(window["label"][name]) != (len(kappa),):
+                raise ValueError(f"window {w} has {name} = {window['label'][name]}: give {len(kappa)} numbers")
+
+
+def unknown(label: Mapping[str, Any]) -> str | None:
+    """Why a window's label teaches nothing, None where it does."""
+    for name in ("eta", "mu"):
+        if not np.isfinite(np.asarray(label[name], float)).all():
+            return f"{name} = {label[name]}: an order parameter never changed, or the sampler failed"
+    return None
 
 
 def plain(values: Any) -> Any:

@@ -93,7 +93,7 @@ def temper(
         place = jnp.argsort(condition)
         counters = counters.at[r].set(record.counters[:, :, place])
         energy = energy.at[r].set(record.energy[:, place])
-        i, j = pairs[r % len(pairs)].T
+        i, j = pairs[(state.n_passes // passes_per_round) % len(pairs)].T  # goes on from call to call
         x, y = place[i], place[j]
         reduced = partial(_reduced, pot, state)
         exponent = reduced(i, y) + reduced(j, x) - reduced(i, x) - reduced(j, y)

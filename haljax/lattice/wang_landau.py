@@ -54,7 +54,8 @@ class DensityOfStates(NamedTuple):
     ----------
     energy : (B,) eV of the whole supercell, middle of each bin that was visited.
     log_g, error : (B,) its logarithm, normalised to the number of all states; standard error from the walkers' spread.
-    log_f : the last modification factor. tries : made by each walker. converged : whether it reached the one asked for.
+    log_f : the last modification factor. tries : made by each walker. converged : whether it reached the one asked for,
+        and all walkers have seen the same bins.
     """
 
     energy: np.ndarray
@@ -82,7 +83,8 @@ def wang_landau(
 
     A visit to a bin adds ``log_f`` to its log_g, and flips are accepted with ``min(1, g(old) / g(new))``. Where the
     histogram is flat ``log_f`` is halved, and once it is below (bins visited) / tries it follows that: halving for ever
-    leaves an error that does not vanish. A discrete level belongs in the middle of its bin.
+    leaves an error that does not vanish. A discrete level belongs in the middle of its bin. The edges must hold every
+    state there is, since ``log_g`` is normalised to their number.
 
     Sources: Wang & Landau, Phys. Rev. Lett. 86, 2050 (2001), doi:10.1103/PhysRevLett.86.2050; Belardinelli & Pereyra,
     Phys. Rev. E 75, 046701 (2007), doi:10.1103/PhysRevE.75.046701.
@@ -187,14 +189,19 @@ def _bin(energy: jax.Array, low: float, width: float) -> jax.Array:
 
 def _result(model: Model, walkers: Walkers, edges: np.ndarray, n: int, tries: int, converged: bool) -> DensityOfStates:
     log_g = np.asarray(walkers.log_g)[:n]
-    visited = np.all(log_g > 0, axis=0)
-    log_g = log_g[:, visited]
+    visited = np.any(log_g > 0, axis=0)
+    if missed := int(np.sum(np.any((log_g > 0) != visited, axis=0))):
+        log.warning("%d of %d bins were seen by some walkers only; sample longer.", missed, visited.sum())
+    log_g = np.where(log_g > 0, log_g, np.nan)[:, visited]
     states = model.n_cells * np.sum(np.log(model.n_species))
-    log_g = log_g - log_g.max(axis=1, keepdims=True)
-    log_g = log_g - np.log(np.sum(np.exp(log_g), axis=1, keepdims=True)) + states
-    error = log_g.std(axis=0, ddof=1) / np.sqrt(n) if n > 1 else np.full(visited.sum(), np.nan)
+    log_g = log_g - np.nanmax(log_g, axis=1, keepdims=True)
+    log_g = log_g - np.log(np.nansum(np.exp(log_g), axis=1, keepdims=True)) + states
+    seen = np.sum(np.isfinite(log_g), axis=0)
+    mean = np.nanmean(log_g, axis=0)
+    spread = np.sqrt(np.nansum((log_g - mean) ** 2, axis=0) / np.maximum(seen - 1, 1) / seen)
+    error = np.where(seen > 1, spread, np.nan)
     middle = 0.5 * (edges[1:] + edges[:-1])[visited]
-    return DensityOfStates(middle, log_g.mean(axis=0), error, float(np.max(walkers.log_f)), tries, converged)
+    return DensityOfStates(middle, mean, error, float(np.max(walkers.log_f)), tries, converged and not missed)
 
 
 def canonical(states: DensityOfStates, temperature: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

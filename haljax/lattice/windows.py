@@ -40,7 +40,7 @@ class WindowResult(NamedTuple):
     temperature : (W,) K. kappa, phi : (W, d) as asked for.
     eta, eta_error : (W, d)
     mu, mu_error : (W, d) eV per cell, dg/d eta at eta: the chemical potential asked for (0) ``- 2 phi (eta - kappa)``.
-        NaN for an order parameter that the moves conserve.
+        NaN for an order parameter that never changed: the moves conserve it, or kappa is too far outside.
     energy, energy_error : (W,) eV per cell, of the Hamiltonian without bias.
     hessian, hessian_error : (W, d, d) eV per cell, ``kT (N cov)^-1 - 2 diag(phi)``; NaN where not asked for or where
         the covariance is singular.
@@ -377,7 +377,8 @@ class _Run:
         error = np.sqrt(observed.var(axis=0, ddof=1) * inefficiency / n) if n > 1 else np.full(d + 1, np.inf)
         enough = n / np.max(inefficiency) >= SAMPLES
         temperature, kappa, phi, mu = conditions
-        conserved = np.all(observed[:, :d] == observed[:1, :d], axis=0) & (self.model.moves == "exchange")
+        still = np.all(observed[:, :d] == observed[:1, :d], axis=0)
+        stuck = self.model.moves == "flip" and np.any(still)  # no error bar tells how far it is from equilibrium
         eta, eta_error = mean[:d], error[:d]
         matrix = matrix_error = np.full((d, d), np.nan)
         if self.hessian:
@@ -387,8 +388,8 @@ class _Run:
         return _Outcome(
             eta=eta,
             eta_error=eta_error,
-            mu=np.where(conserved, np.nan, mu - 2 * phi * (eta - kappa)),
-            mu_error=np.where(conserved, np.nan, 2 * phi * eta_error),
+            mu=np.where(still, np.nan, mu - 2 * phi * (eta - kappa)),
+            mu_error=np.where(still, np.nan, 2 * phi * eta_error),
             energy=mean[d],
             energy_error=error[d],
             hessian=matrix,
@@ -396,7 +397,7 @@ class _Run:
             n_passes=passes,
             equilibration=passes - n,
             acceptance=acceptance,
-            converged=bool(enough and np.all(CONFIDENCE * eta_error <= self.precision)),
+            converged=bool(enough and not stuck and np.all(CONFIDENCE * eta_error <= self.precision)),
             occupation=occupation,
         )
 

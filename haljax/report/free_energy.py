@@ -252,7 +252,7 @@ def _phases(surface: Surface, known: OrderParameters, temperature: float, wells:
     top.legend(fontsize=8, frameon=False)
 
     tidy(bottom, "composition eta_0", "voltage (V, up to a constant)")
-    found = voltage(surface, domain, temperature, x, directions, group=known.group)
+    found = voltage(surface, domain, temperature, x, directions, group=known.group, sites=len(known.sites))
     error = np.nan_to_num(found.error)
     bottom.fill_between(x, found.voltage - error, found.voltage + error, color=GREEN, alpha=0.25, linewidth=0)
     bottom.plot(x, found.voltage, color=GREEN)

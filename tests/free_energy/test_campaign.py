@@ -202,23 +202,24 @@ def test_windows_that_all_fail_end_it_with_the_reason(folder, no_report):
 
 
 class WithoutNumbers(Exact):
-    """Windows of which the first has no mu."""
+    """Windows of which the first has no mu, and none an energy."""
 
     def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         found = super().__call__(payload)
         found["windows"][0]["label"]["mu"] = [None, 0.0]
+        for window in found["windows"]:
+            window["label"]["energy"] = float("nan")
         return found
 
 
-def test_windows_without_numbers_are_failures_and_the_run_can_go_on(folder, no_report):
+def test_windows_without_numbers_are_failures_alone(folder, no_report):
     given = config(folder, "without-numbers", test=None)
-    with pytest.raises(
-        RuntimeError, match=r"no window of iteration 0 could be sampled.*window 0 has mu = \[nan, 0.0\]"
-    ):
-        FreeEnergy(given, sampler=WithoutNumbers()).run()
-    assert records(folder / "without-numbers", "failed") and not records(folder / "without-numbers", "label")
-    result = FreeEnergy(given, sampler=Exact(), resume=True).run(max_labels=10)
+    result = FreeEnergy(given, sampler=WithoutNumbers()).run(max_labels=10)
     assert "labels done" in result.reason
+    failed, sampled = records(folder / "without-numbers", "failed"), records(folder / "without-numbers", "label")
+    assert failed and all("mu = [None, 0.0]: an order parameter never changed" in r["error"] for r in failed)
+    assert not {r["id"] for r in failed} & {r["id"] for r in sampled}
+    assert all(r["label"]["energy"] is None for r in sampled)
 
 
 def test_every_window_must_come_back():
@@ -227,6 +228,8 @@ def test_every_window_must_come_back():
     check_windows(payload, {"windows": [window, window]})
     with pytest.raises(ValueError, match="1 windows came back of 2 that were asked for"):
         check_windows(payload, {"windows": [window]})
+    with pytest.raises(ValueError, match=r"window 1 has eta = \[0.3\]: give 2 numbers"):
+        check_windows(payload, {"windows": [window, {"label": {"eta": [0.3], "mu": [0.0, 0.0]}}]})
 
 
 def test_test_rows_at_another_temperature_are_refused_before_anything_is_sampled(folder):

@@ -100,7 +100,8 @@ def curvatures(view: View, points: Any) -> jax.Array:
     points = jnp.asarray(points)
     hessian = view.surface.hessian(points, view.temperature)
     if view.sublattices is not None:
-        hessian = hessian - _ideal(points, jnp.asarray(view.sublattices, points.dtype), view.temperature)
+        ideal = _ideal(points, jnp.asarray(view.sublattices, points.dtype), view.temperature)
+        hessian = hessian - view.sites * ideal
     return eigenvalues(hessian)
 
 

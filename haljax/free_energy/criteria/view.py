@@ -24,6 +24,7 @@ class View(NamedTuple):
     proposed : (k, d) every target proposed so far.
     sublattices : (n_s, d) of the ideal-solution term, where the surface has one: sensitivity and novelty then look at
         the curvature beyond the ideal solution's, which diverges on the boundary whatever is known.
+    sites : counted sites of a primitive cell, which the ideal-solution term is proportional to.
     composition : which order parameter is the composition; it labels the end members.
     """
 
@@ -38,6 +39,7 @@ class View(NamedTuple):
     pool: Any = None
     proposed: Any = None
     sublattices: Any = None
+    sites: int = 1
     composition: int = 0
 
 
