@@ -30,7 +30,7 @@ from haljax.free_energy.choice import Choice, choose, judged, spread
 from haljax.free_energy.data import Labels, concatenate, empty, labels
 from haljax.free_energy.network import Network, Surface, load
 from haljax.free_energy.problem import Problem, problem
-from haljax.free_energy.sampling import Windows, check_windows, plain, published, unknown
+from haljax.free_energy.sampling import Windows, check_windows, published, unknown
 from haljax.free_energy.search import search
 from haljax.free_energy.training import History, TrainingSettings, train
 from haljax.lattice import save_expansion
@@ -63,8 +63,8 @@ class FreeEnergy:
     ----------
     config : path of a TOML file, or the same as a dict; see `haljax.config.free_energy`.
     sampler : in place of Monte Carlo: a picklable function of {"temperature": (W,), "kappa": (W, d), "phi": (W, d),
-        "seed": int} that returns {"windows": W dicts with the fields of `haljax.free_energy.Labels` for one point and
-        "converged"}.
+        "seed": int} that returns {"windows": W dicts with "label", the fields of `haljax.free_energy.Labels` for one
+        point, None for numbers that are not known, and "converged"}.
     executor : any `concurrent.futures.Executor` (or a function that makes one) for the jobs; default: processes.
     resume : go on with what the run directory holds.
     progress : called with a dict at each event.
@@ -306,7 +306,6 @@ class _Campaign(Ledger):
                         failed += 1
                         self.record({"type": "failed", "id": window, "iteration": iteration, "error": why, **effort})
                         continue
-                    found["label"] = {name: plain(values) for name, values in found["label"].items()}
                     asked = {"criterion": job["criterion"][i], "target": job["target"][i], "kappa": job["kappa"][i]}
                     self.record(
                         {"type": "label", "id": window, "iteration": iteration, "role": job["role"], **asked, **found}

@@ -13,16 +13,20 @@ import numpy as np
 import pytest
 
 from haljax.campaign import CampaignExists, CampaignMismatch, read_journal
+from haljax.config import FreeEnergyConfig
 from haljax.free_energy import campaign
 from haljax.free_energy.campaign import FreeEnergy
 from haljax.free_energy.data import Labels
 from haljax.free_energy.mean_field import biased_labels, mean_field
+from haljax.free_energy.network import ideal
+from haljax.free_energy.problem import problem
 from haljax.free_energy.sampling import check_windows, plain, published
 from haljax.free_energy.search import SearchResult
 from haljax.lattice.clusters import orbits
 from haljax.lattice.crystal import lattice
 from haljax.lattice.expansion import ClusterExpansion, save_expansion
 from haljax.lattice.polytope import from_sublattices
+from haljax.lattice.units import KB
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SQUARE = lattice(np.diag([1.0, 1.0, 3.0]), [[0, 0, 0]], [["A", "B"]])
@@ -202,13 +206,11 @@ def test_windows_that_all_fail_end_it_with_the_reason(folder, no_report):
 
 
 class WithoutNumbers(Exact):
-    """Windows of which the first has no mu, and none an energy."""
+    """Windows of which the first has no mu."""
 
     def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         found = super().__call__(payload)
         found["windows"][0]["label"]["mu"] = [None, 0.0]
-        for window in found["windows"]:
-            window["label"]["energy"] = float("nan")
         return found
 
 
@@ -219,7 +221,6 @@ def test_windows_without_numbers_are_failures_alone(folder, no_report):
     failed, sampled = records(folder / "without-numbers", "failed"), records(folder / "without-numbers", "label")
     assert failed and all("mu = [None, 0.0]: an order parameter never changed" in r["error"] for r in failed)
     assert not {r["id"] for r in failed} & {r["id"] for r in sampled}
-    assert all(r["label"]["energy"] is None for r in sampled)
 
 
 def test_every_window_must_come_back():
@@ -257,6 +258,42 @@ def test_a_well_outside_the_domain_is_refused_before_anything_runs(folder):
     wrong["order_parameters"] = wrong["order_parameters"] | {"wells": [[0.5, 0.75]]}
     with pytest.raises(ValueError, match=r"\[0.5, 0.75\] is no order of this lattice: .* filled to -0.25 to 1.25"):
         FreeEnergy(wrong).plan()
+
+
+def test_the_composition_comes_first(folder):
+    wrong = config(folder, "order-first")
+    waves = wrong["order_parameters"]["waves"]
+    wrong["order_parameters"] = wrong["order_parameters"] | {"waves": waves[::-1]}
+    with pytest.raises(ValueError, match="the first one must be the composition"):
+        FreeEnergy(wrong).plan()
+
+
+def test_an_ideal_term_at_several_temperatures_needs_one_pure_state(folder):
+    ternary = lattice(SQUARE.cell, SQUARE.positions, [["A", "B", "C"]])
+    save_expansion(ClusterExpansion(ternary, orbits(ternary, {})[:1], (0.0,)), folder / "ternary.json")
+    given = config(folder, "ternary")
+    given["lattice"] = given["lattice"] | {"expansion": str(folder / "ternary.json")}
+    assert FreeEnergy(given).plan()
+    given["sampling"] = given["sampling"] | {"temperature_K": [300, 400]}
+    with pytest.raises(ValueError, match="eta = 0 for one pure state.*set network.ideal = false"):
+        FreeEnergy(given).plan()
+    assert FreeEnergy(given | {"network": {"ideal": False}}).plan()
+
+
+def test_both_sites_of_a_cell_mix(folder):
+    """g is per primitive cell: two sites that order parameters count have twice the entropy of one."""
+    hexagonal = lattice(
+        [[1, 0, 0], [-0.5, 0.75**0.5, 0], [0, 0, 1.6]], [[0, 0, 0], [1 / 3, 2 / 3, 0.5]], [["A", "B"]] * 2
+    )
+    save_expansion(ClusterExpansion(hexagonal, orbits(hexagonal, {})[:1], (0.0,)), folder / "hcp.json")
+    given = config(folder, "hcp") | {
+        "lattice": {"expansion": str(folder / "hcp.json"), "supercell": [[4, 0, 0], [0, 4, 0], [0, 0, 4]]},
+        "order_parameters": {"species": "B", "cell": np.eye(3, dtype=int).tolist(), "patterns": [[1, 1], [1, -1]]},
+    }
+    known = problem(FreeEnergyConfig.load(given))
+    x = 0.1
+    expected = 2 * KB * 300 * (x * np.log(x) + (1 - x) * np.log(1 - x))
+    np.testing.assert_allclose(ideal(known.network, np.array([x, 0.0]), 300.0), expected, rtol=1e-13)
 
 
 def test_the_plan_says_what_would_run(folder):

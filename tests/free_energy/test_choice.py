@@ -49,6 +49,25 @@ def test_targets_are_what_the_cell_can_resolve(settings):
     assert np.all((x > 1 / 32 - 1e-9) & (x < 31 / 32 + 1e-9)) and np.any(np.isclose(x, 1 / 32))
 
 
+def test_a_cell_with_one_site_a_sublattice_keeps_different_targets(settings):
+    tiny = settings.model_copy(
+        update={"lattice": settings.lattice.model_copy(update={"supercell": ((1, 1, 0), (1, -1, 0), (0, 0, 1))})}
+    )
+    target = ask(tiny).target
+    assert len(np.unique(target.round(6), axis=0)) == len(target) >= 10
+
+
+def test_a_criterion_of_one_point_serves_the_temperatures_in_turn(settings):
+    several = settings.model_copy(
+        update={
+            "criteria": {"billiard": settings.criteria["billiard"].model_copy(update={"points": 1})},
+            "sampling": settings.sampling.model_copy(update={"temperature_K": (250.0, 300.0, 350.0)}),
+        }
+    )
+    found = [ask(several, iteration=i, surface=None).temperature.tolist() for i in range(3)]
+    assert sorted(found) == [[250.0], [300.0], [350.0]]
+
+
 def test_points_are_shared_by_weight_and_are_new(settings):
     found = ask(settings, weights={"billiard": 0.5, "setting_wells": 2.0})
     assert found.criterion.count("billiard") + found.criterion.count("setting_wells") == 14

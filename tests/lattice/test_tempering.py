@@ -61,6 +61,20 @@ def test_averages_stay_exact_and_a_double_well_mixes():
     assert np.asarray(alone.accepted).sum() == 0
 
 
+def test_two_calls_are_one():
+    """Pairs go on taking turns from call to call: rounds one by one are the same rounds."""
+    model = mc.model(TERMS, CELL, COUNTERS)
+    given = Conditions(np.array([300.0, 500.0, 900.0]), np.full((3, 2), 0.3), np.full((3, 2), 0.05))
+    state, condition, tried = start(jax.random.key(0), model, np.zeros((3, 16), int)), np.arange(3), 0
+    whole = tempered(jax.random.key(1), model, given, state, condition, n_rounds=4, passes_per_round=3)
+    for _ in range(4):
+        part = tempered(jax.random.key(1), model, given, state, condition, n_rounds=1, passes_per_round=3)
+        state, condition, tried = part.state, part.condition, tried + part.tried
+    np.testing.assert_array_equal(tried, whole.tried)
+    np.testing.assert_array_equal(condition, whole.condition)
+    np.testing.assert_array_equal(state.bits, whole.state.bits)
+
+
 def test_jit_equals_eager():
     model = mc.model(TERMS, CELL, COUNTERS)
     given = Conditions(np.array([300.0, 500.0, 900.0]), np.full((3, 2), 0.3), np.full((3, 2), 0.05))

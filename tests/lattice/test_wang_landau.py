@@ -39,6 +39,22 @@ def test_density_of_states_of_the_4x4_ising_model():
     np.testing.assert_allclose(heat, variance / (KB * temperature**2), rtol=5e-2)
 
 
+def test_a_bin_that_some_walkers_missed_is_kept_and_said(caplog):
+    """Four walkers of a few passes each: not all find the two ground states, whose bin must not vanish."""
+    with caplog.at_level(logging.WARNING):
+        result = wang_landau(
+            jax.random.key(0),
+            mc.model(ising(J), CELL),
+            EDGES,
+            walkers=32,
+            max_passes=4,
+            check_passes=2,
+            final_log_f=1.0,
+        )
+    assert not result.converged and "bins were seen by some walkers only" in caplog.text
+    assert np.any(np.isclose(result.energy, -32 * J)) and np.all(np.isfinite(result.log_g))
+
+
 def test_unfinished_is_said(caplog):
     with caplog.at_level(logging.WARNING):
         result = wang_landau(jax.random.key(0), mc.model(ising(J), CELL), EDGES, max_passes=50, check_passes=25)

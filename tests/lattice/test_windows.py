@@ -130,7 +130,7 @@ def test_windows_stop_on_their_own_and_repeat_alone():
     """Precise windows go on in a smaller batch; each result is that of the window run alone."""
     counters = staggered(SMALL, (0, 1))
     W = 70
-    phi = np.where(np.arange(W) < 60, 5.0, 0.05)[:, None] * np.ones((1, 2))
+    phi = np.where(np.arange(W) < 60, 1.0, 0.05)[:, None] * np.ones((1, 2))
     given = Conditions(np.full(W, 300.0), np.tile([0.5, 0.1], (W, 1)), phi)
     how = dict(precision=0.015, min_passes=200, max_passes=4000, keep_series=True)
     seen = []
@@ -159,6 +159,16 @@ def test_windows_that_do_not_converge_are_returned_and_named(caplog):
     assert result.n_passes[1] == 600 and np.all(np.isfinite(result.eta))
     (message,) = [r.getMessage() for r in caplog.records]
     assert "1 of 2 windows have not converged after 600 passes: 9" in message
+
+
+def test_a_window_that_never_moves_has_no_mu_and_is_not_converged():
+    """With kappa well outside the domain all sites stay empty, and -2 phi (eta - kappa) says where kappa is, not mu."""
+    counters = Counters(np.ones((1, 64), int), (1,), 64)
+    given = Conditions([300.0], [[-0.05]], [[5.0]])
+    empty = np.zeros((1, 64), int)
+    result = sample(0, (), Supercell(np.diag([4, 4, 4]).tolist()), counters, given, precision=1e-2, min_passes=100,
+                    max_passes=200, n_species=(2,), initial=empty)  # fmt: skip
+    assert result.eta == 0 and np.isnan(result.mu) and np.isnan(result.mu_error) and not result.converged[0]
 
 
 def test_exchanges_conserve():
