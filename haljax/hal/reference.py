@@ -109,10 +109,10 @@ def _frames(
     """Labelled frames of Langevin dynamics under the reference itself."""
     from ase import units
     from ase.md.langevin import Langevin
-    from ase.md.velocitydistribution import MaxwellBoltzmannDistribution
 
     rng = np.random.default_rng(seed)
-    MaxwellBoltzmannDistribution(atoms, temperature_K=temperature_K, rng=rng)
+    width = np.sqrt(units.kB * temperature_K * atoms.get_masses())
+    atoms.set_momenta(width[:, None] * rng.standard_normal((len(atoms), 3)))
     dynamics = Langevin(
         atoms,
         timestep_fs * units.fs,

@@ -373,8 +373,9 @@ def test_hal_says_one_line_for_an_event_of_interest(folder, fake):
     assert out[:5] == [
         "label 1-1 failed: TimeoutError: [no] label",
         "labels: 1 of 2 done, 1 failed",
-        "iteration 0: 14 labels; 4 s",
-        "iteration 1: 14 labels; replicas 2 uncertain, 1 too close; f 0.317; test RMSE 5.25 meV/atom, - eV/Å; 4 s",
+        "iteration 0: 14 labels; dynamics 3 + label 2 s",
+        "iteration 1: 14 labels; replicas 2 uncertain, 1 too close; f 0.317; test RMSE 5.25 meV/atom, - eV/Å; "
+        "dynamics 3 + label 2 s",
         "stop: 14 labels done",
     ]
     run = folder / "run"

@@ -1,7 +1,9 @@
 """The campaign as a whole: what it writes, that it resumes to the same result, and what bad references get."""
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,10 +15,12 @@ import pytest
 from ase.build import bulk, molecule
 from ase.calculators.emt import EMT
 from ase.io import read, write
+from rich.console import Console
 
 import haljax as hx
 from haljax.campaign import CampaignExists, CampaignMismatch, JournalError, read_journal
-from haljax.config import ConfigError
+from haljax.cli.hal import _Screen
+from haljax.config import ConfigError, HALConfig
 from haljax.structures import with_labels
 
 
@@ -80,11 +84,17 @@ def no_pictures(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def events():
+    """What `whole` tells while it runs."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, events):
     """One undisturbed campaign, with everything that it draws."""
     folder = tmp_path_factory.mktemp("whole")
     test = {"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}}
-    result = hx.HAL(config(folder, test=test)).run()
+    result = hx.HAL(config(folder, test=test), progress=events.append).run()
     return folder, result
 
 
@@ -194,6 +204,20 @@ def test_killed_at_random_instants_it_loses_nothing(whole, tmp_path):
             assert labels >= known
             known = labels
     assert comparable(tmp_path) == comparable(reference)
+
+
+def test_the_screen_shows_what_a_campaign_tells(whole, events):
+    folder, _ = whole
+    console = Console(file=io.StringIO(), width=120, height=40)
+    screen = _Screen(console, HALConfig.load(config(folder)))
+    for event in events:
+        screen.take(event)
+        if event["stage"] == "dynamics":
+            assert len(event["step"]) == len(event["temperature_K"]) == len(event["pressure_GPa"]) == 3
+            console.print(screen.render())
+    shown = re.sub(r"\s+", " ", console.file.getvalue())
+    assert re.search(r"0 +finished +40/40 +0\.\d{3} +\d+ +-?\d+\.\d\d", shown), shown
+    assert re.search(r"iteration 2: \d+ labels; .*f .*test RMSE .*dynamics \d+ \+ select \d+ \+ label", shown), shown
 
 
 def test_a_finished_run_is_not_overwritten_but_extended(whole, tmp_path, no_pictures):
