@@ -20,7 +20,7 @@ class Labels:
     eta : (n, d) where the averages were taken.
     temperature : (n,) K.
     mu : (n, d) dg/d eta, eV per primitive cell.
-    mu_error : (n, d) standard error, eV; 0 or NaN where unknown.
+    mu_error : (n, d) standard error of mu at this eta, eV; 0 or NaN where unknown.
     energy : (n,) eV per primitive cell, NaN where unknown; energy_error : (n,) alike.
     hessian : (n, d, d) d^2 g/d eta^2, eV, NaN where unknown; hessian_error : (n, d, d) alike.
     """

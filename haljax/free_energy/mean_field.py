@@ -155,7 +155,8 @@ def biased_labels(
     """What umbrella windows ``g + sum_i phi_i (eta_i - kappa_i)^2`` would measure on `n_cells` cells.
 
     Every window stands at its most probable eta and fluctuates with covariance ``kT/N (H + 2 phi)^-1``; the mean of
-    so many independent `samples` gives eta, and ``mu = -2 phi (<eta> - kappa)`` with the error that follows. In a
+    so many independent `samples` gives eta, and ``mu = -2 phi (<eta> - kappa)``, which is off from mu at this eta by
+    ``(H + 2 phi)`` times what eta is off, with covariance ``kT/N (H + 2 phi) / samples``. In a
     window that the bias does not make convex the labels are those of one of its minima.
 
     Parameters
@@ -169,10 +170,11 @@ def biased_labels(
     biased = _Biased(field, kappa, phi)
     eta = minimise(biased, domain, start, temperature).eta
     hessian = field.hessian(eta, temperature)
-    covariance = KB * temperature / n_cells * jnp.linalg.inv(biased.hessian(eta, temperature)) / samples
+    bend, scale = biased.hessian(eta, temperature), KB * temperature / n_cells / samples
+    covariance = scale * jnp.linalg.inv(bend)
     noise = jax.random.normal(key, eta.shape)
     eta = eta + jnp.einsum("nij,nj->ni", jnp.linalg.cholesky(covariance), noise)
-    error = 2 * phi * jnp.sqrt(jnp.diagonal(covariance, axis1=1, axis2=2))
+    error = jnp.sqrt(scale * jnp.diagonal(bend, axis1=1, axis2=2))
     return labels(eta, temperature, -2 * phi * (eta - kappa), error, field.energy(eta), None, hessian, 0.0)
 
 

@@ -62,13 +62,12 @@ class Windows:
                 max_passes=s.max_passes,
                 aliasing=self._lattice.allow_aliasing,
             )
+        error = label_error(found.eta_error, found.hessian, found.phi)
         windows = [
             {
-                "label": {
+                "label": {"mu_error": plain(error[w])} | {
                     name: plain(getattr(found, name)[w])
-                    for name in (
-                        "eta", "temperature", "mu", "mu_error", "energy", "energy_error", "hessian", "hessian_error",
-                    )
+                    for name in ("eta", "temperature", "mu", "energy", "energy_error", "hessian", "hessian_error")
                 },
                 "converged": bool(found.converged[w]),
                 "passes": int(found.n_passes[w]),
@@ -78,6 +77,25 @@ class Windows:
             for w in range(len(found.eta))
         ]  # fmt: skip
         return {"windows": windows}
+
+
+def label_error(eta_error: Any, hessian: Any, phi: Any) -> np.ndarray:
+    """Standard error (n, d) eV of windows' mu as that of the free energy at the eta that they report.
+
+    An eta that is off by delta takes mu = -2 phi (eta - kappa) along, by -2 phi delta, while dg/d eta there changes by
+    H delta: the label is off by -(H + 2 phi) delta. The covariance of delta is proportional to the inverse of
+    A = H + 2 phi, so that of the label is to A. Where H is not known, or A not positive, it is taken for 0.
+
+    Parameters
+    ----------
+    eta_error : (n, d). hessian : (n, d, d) eV. phi : (n, d) eV.
+    """
+    eta_error, phi = np.asarray(eta_error, float), np.asarray(phi, float)
+    error = 2 * phi * eta_error
+    for w, A in enumerate(np.asarray(hessian, float) + 2 * phi[:, :, None] * np.eye(phi.shape[1])):
+        if np.isfinite(A).all() and np.linalg.eigvalsh(A).min() > 0:
+            error[w] = eta_error[w] * np.sqrt(np.diagonal(A) / np.diagonal(np.linalg.inv(A)))
+    return error
 
 
 def check_windows(payload: Mapping[str, Any], result: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from haljax.free_energy.data import Labels
 from haljax.free_energy.mean_field import biased_labels, mean_field
 from haljax.free_energy.network import ideal
 from haljax.free_energy.problem import problem
-from haljax.free_energy.sampling import check_windows, plain, published
+from haljax.free_energy.sampling import check_windows, label_error, plain, published
 from haljax.free_energy.search import SearchResult
 from haljax.lattice.clusters import orbits
 from haljax.lattice.crystal import lattice
@@ -299,6 +299,19 @@ def test_both_sites_of_a_cell_mix(folder):
 def test_the_plan_says_what_would_run(folder):
     plan = FreeEnergy(config(folder, "planned")).plan()
     assert "64 cells" in plan and "billiard 10, setting_wells 4" in plan and "max_iterations = 1" in plan
+
+
+def test_the_error_of_a_label_is_that_of_mu_at_its_eta():
+    """Windows of a quadratic g with known fluctuations: what mu is off from H eta, in units of its error."""
+    H, phi, scale = np.array([[0.5, 0.2], [0.2, -0.05]]), np.array([0.1, 0.3]), 1e-6
+    A = H + 2 * np.diag(phi)
+    rng = np.random.default_rng(0)
+    eta = rng.multivariate_normal([0, 0], scale * np.linalg.inv(A), size=4000)  # about kappa = 0
+    error = label_error(np.sqrt(scale * np.diagonal(np.linalg.inv(A)))[None], H[None], phi[None])
+    z = (-2 * phi * eta - eta @ H) / error
+    np.testing.assert_allclose(z.std(axis=0), 1, atol=0.06)  # five standard errors
+    unknown = label_error([[1e-3, 2e-3]], np.full((1, 2, 2), np.nan), phi[None])
+    np.testing.assert_allclose(unknown, [[2e-4, 1.2e-3]])
 
 
 def test_published_rows(tmp_path):
