@@ -292,8 +292,9 @@ def _rows(network: Network, scaling: Scaling, labels: Labels, settings: Training
     z, jacobian, curvature, tau, slope, ideal_mu, ideal_hessian = _geometry(
         network, scaling, jnp.asarray(eta), jnp.asarray(T), hessians
     )
-    # Spreads are pooled over the order parameters that some symmetry may exchange: a component that is zero in all
-    # labels so far must not get an infinite weight.
+    # Spreads are those of what is learned, beyond the ideal term, which one label near the boundary would decide. They
+    # are pooled over the order parameters that some symmetry may exchange: a component that is zero in all labels so
+    # far must not get an infinite weight.
     gradients = linear_features(network)[1]
     along = np.diag(np.linalg.pinv(gradients) @ gradients) if len(gradients) else np.zeros(d)
     kind = np.where(along > 0.5, 1 + np.arange(d), 0)
@@ -314,13 +315,14 @@ def _rows(network: Network, scaling: Scaling, labels: Labels, settings: Training
         w *= weight * n / max((w * spread[None] ** 2).sum(), 1e-300)
         return padded(np.where(known, value, 0.0)), padded(w)
 
-    mu, mu_weight = weighed(labels.mu, labels.mu_error, kind, 1.0)
+    mu, mu_weight = weighed(labels.mu - np.asarray(ideal_mu)[:n], labels.mu_error, kind, 1.0)
     energy, energy_weight = weighed(labels.energy, labels.energy_error, np.zeros((), int), settings.energy_weight)
     pair = kind[:, None] * (d + 1) + kind[None, :]
-    hessian, hessian_weight = weighed(labels.hessian, labels.hessian_error, pair, settings.hessian_weight)
+    bend = labels.hessian - np.asarray(ideal_hessian)[:n]
+    hessian, hessian_weight = weighed(bend, labels.hessian_error, pair, settings.hessian_weight)
     rows: Any = _Rows(
-        z, jacobian, curvature, tau, slope, mu - ideal_mu, jnp.asarray(mu_weight), jnp.asarray(energy),
-        jnp.asarray(energy_weight), hessian - ideal_hessian, jnp.asarray(hessian_weight),
+        z, jacobian, curvature, tau, slope, jnp.asarray(mu), jnp.asarray(mu_weight), jnp.asarray(energy),
+        jnp.asarray(energy_weight), jnp.asarray(hessian), jnp.asarray(hessian_weight),
     )  # fmt: skip
     return jax.tree.map(lambda a: jnp.asarray(a, settings.dtype), rows)
 
