@@ -163,8 +163,8 @@ def test_the_loss_is_that_of_the_surface():
     beyond = {"energy": None, "mu": jax.grad(ideal_of), "hessian": jax.hessian(ideal_of)}
     for name, weight in (("energy", 0.7), ("mu", 1.0), ("hessian", 0.2)):
         value, known = np.asarray(own[name]), beyond[name]
-        learned = value if known is None else value - jax.vmap(known)(data.eta, data.temperature)
-        centred = np.asarray(learned - learned.mean(0)) ** 2
+        learned = value if known is None else value - np.asarray(jax.vmap(known)(data.eta, data.temperature))
+        centred = (learned - learned.mean(0)) ** 2
         spread = np.sqrt(centred.mean(0))
         if name == "mu":
             spread[1:] = np.sqrt(centred[:, 1:].mean())
