@@ -124,6 +124,8 @@ def _iteration_line(event: Event) -> str:
             others = event[name][1:]
             rest = f", others {1e3 * (sum(x * x for x in others) / len(others)) ** 0.5:.3g}" if others else ""
             parts.append(f"{words} {1e3 * event[name][0]:.3g}{rest} meV")
+    if event["outside"]:
+        parts.append(f"{event['outside']} too near the boundary to learn from")
     if event["unconverged"]:
         parts.append(f"{event['unconverged']} not converged")
     parts.append(f"{sum(event['seconds'].values()):.0f} s")

@@ -156,6 +156,7 @@ class _Campaign(Ledger):
         super().__init__(directory, journal, progress)
         self.config, self.problem, self.oracle = config, known, oracle
         self.key = jax.random.key(config.seed)
+        self.resolved = known.resolved(1)
 
     # ------------------------------------------------------------------------------------------ the whole
 
@@ -178,8 +179,8 @@ class _Campaign(Ledger):
         latest = self._of(iteration)
         if not len(latest):
             raise RuntimeError(
-                f"no window of iteration {iteration} could be sampled, so there is nothing to learn from; the last "
-                f"failure: {self.last_failure()}. Mend it and resume."
+                f"no window of iteration {iteration} could be sampled away from the boundary, so there is nothing to "
+                f"learn from; the last failure: {self.last_failure()}. Mend it and resume."
             )
         with timed(seconds, "train"):
             new, *trained = self._train(iteration, surface, latest)
@@ -212,11 +213,16 @@ class _Campaign(Ledger):
         """What an iteration, or one criterion in it, brought."""
         jobs = self.requests[iteration]["jobs"].values()
         records = [self.labels[id] for job in jobs for id in job["windows"] if id in self.labels]
+        records = [record for record in records if not self._outside(record)]
         # Windows that did not converge count with the error bars they have.
         found = [record["label"] for record in records if criterion in (None, record["criterion"])]
         if not found:
             return empty(self.problem.d)
         return labels(**{name: np.array([label[name] for label in found], float) for name in found[0]})
+
+    def _outside(self, record: dict[str, Any]) -> bool:
+        """Whether a window ended too near to the boundary for its mu to mean anything; it is then not learned from."""
+        return not self.resolved.contains(np.array(record["label"]["eta"], float))
 
     # ------------------------------------------------------------------------------------------ choose
 
@@ -387,6 +393,7 @@ class _Campaign(Ledger):
             "form": form,
             "members": surface.members,
             "validation": [float(v) for v, used in zip(history.best_validation, history.used, strict=True) if used],
+            "outside": sum(self._outside(r) for r in self.labels.values() if r["iteration"] == iteration),
             "unconverged": sum(not r["converged"] for r in self.labels.values() if r["iteration"] == iteration),
             "seconds": seconds,
         }

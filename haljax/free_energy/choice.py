@@ -17,13 +17,12 @@ from haljax.free_energy.data import Labels
 from haljax.free_energy.network import Surface
 from haljax.free_energy.novelty import novel
 from haljax.free_energy.weighting import improvement, reweight, shares
-from haljax.lattice.polytope import half_spaces, pull_inside, reach
+from haljax.lattice.polytope import pull_inside, reach
 
 if TYPE_CHECKING:
     from haljax.config import FreeEnergyConfig
     from haljax.free_energy.problem import Problem
     from haljax.lattice.order import OrderParameters
-    from haljax.lattice.polytope import Polytope
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +82,7 @@ def choose(
     wells = np.asarray(config.order_parameters.wells).reshape(-1, problem.d)
     pool = None if config.choice.pool is None else _points(config.choice.pool, problem.d)
     streams = iter(keys)
-    resolved, centre = _resolved(problem), op.polytope.chebyshev_centre()[0]
+    resolved, centre = problem.resolved(2), op.polytope.chebyshev_centre()[0]
     for name, criterion in active.items():
         for t, kelvin in enumerate(temperatures):
             stream = jax.random.split(next(streams))
@@ -135,17 +134,6 @@ def _points(path: Path, d: int) -> np.ndarray:
     if points.shape[1] != d:
         raise ValueError(f"{path} has rows of {points.shape[1]} numbers: give {d}, one for each order parameter")
     return points
-
-
-def _resolved(problem: Problem) -> Polytope:
-    """The part of the domain in which every sublattice has a site of either kind.
-
-    Nearer to the boundary than the simulated cell can tell, mu only measures how far outside kappa is.
-    """
-    op = problem.order_parameters
-    site = op.n_sub / (problem.supercell.n_cells * len(op.sites))  # one, as a fraction of its sublattice
-    site = min(site, 0.25)  # where a sublattice has a site or two, no target would be left
-    return half_spaces(np.vstack([op.S, -op.S]), np.repeat([1 - site, -site], op.n_sub))
 
 
 def _aimed(

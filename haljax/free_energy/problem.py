@@ -12,6 +12,7 @@ from haljax.free_energy.network import Network
 from haljax.lattice.crystal import Lattice
 from haljax.lattice.expansion import ClusterExpansion, check_range, load_expansion
 from haljax.lattice.order import OrderParameters, Wave, order_parameters
+from haljax.lattice.polytope import Polytope, half_spaces
 from haljax.lattice.supercell import Supercell
 from haljax.lattice.symmetry import invariants
 
@@ -24,6 +25,17 @@ class Problem(NamedTuple):
     order_parameters: OrderParameters
     network: Network
     d: int
+
+    def resolved(self, sites: int) -> Polytope:
+        """The part of the domain in which every sublattice has so many sites of either kind, in the simulated cell.
+
+        Nearer to the boundary than that, mu only measures how far outside kappa is; and the order parameters beside
+        these, which no bias holds, then fill sublattices that the ideal term takes for empty.
+        """
+        op = self.order_parameters
+        share = sites * op.n_sub / (self.supercell.n_cells * len(op.sites))
+        share = min(share, sites / 8)  # where a sublattice has a few sites only, something must be left
+        return half_spaces(np.vstack([op.S, -op.S]), np.repeat([1 - share, -share], op.n_sub))
 
 
 def problem(config: FreeEnergyConfig) -> Problem:

@@ -299,7 +299,9 @@ def _rows(network: Network, scaling: Scaling, labels: Labels, settings: Training
     along = np.diag(np.linalg.pinv(gradients) @ gradients) if len(gradients) else np.zeros(d)
     kind = np.where(along > 0.5, 1 + np.arange(d), 0)
 
-    def weighed(value: Any, error: Any, kinds: np.ndarray, weight: float) -> tuple[np.ndarray, np.ndarray]:
+    def weighed(
+        value: Any, error: Any, kinds: np.ndarray, weight: float, about_zero: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         value, error = np.asarray(value, float), np.asarray(error, float)
         known = np.isfinite(value)
         spread = np.ones(value.shape[1:])
@@ -307,8 +309,8 @@ def _rows(network: Network, scaling: Scaling, labels: Labels, settings: Training
             of = (kinds == k) & np.ones(value.shape[1:], bool)
             centred = np.where(known, value, np.nan)[:, of]
             count = known[:, of].sum(0)
-            mean = np.where(known[:, of], centred, 0).sum(0) / np.maximum(count, 1)
-            total = np.nansum((centred - mean[None]) ** 2)
+            mean = 0.0 if about_zero else np.where(known[:, of], centred, 0).sum(0)[None] / np.maximum(count, 1)
+            total = np.nansum((centred - mean) ** 2)
             size = np.sqrt(total / max(count.sum(), 1))
             spread[of] = size if size > 1e-12 else 1.0
         w = known / ((settings.error_floor * spread[None]) ** 2 + np.where(np.isfinite(error), error, 0.0) ** 2)
@@ -319,7 +321,7 @@ def _rows(network: Network, scaling: Scaling, labels: Labels, settings: Training
     energy, energy_weight = weighed(labels.energy, labels.energy_error, np.zeros((), int), settings.energy_weight)
     pair = kind[:, None] * (d + 1) + kind[None, :]
     bend = labels.hessian - np.asarray(ideal_hessian)[:n]
-    hessian, hessian_weight = weighed(bend, labels.hessian_error, pair, settings.hessian_weight)
+    hessian, hessian_weight = weighed(bend, labels.hessian_error, pair, settings.hessian_weight, about_zero=True)
     rows: Any = _Rows(
         z, jacobian, curvature, tau, slope, jnp.asarray(mu), jnp.asarray(mu_weight), jnp.asarray(energy),
         jnp.asarray(energy_weight), jnp.asarray(hessian), jnp.asarray(hessian_weight),

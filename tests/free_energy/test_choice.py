@@ -44,9 +44,9 @@ def test_a_window_is_aimed_so_that_it_ends_at_its_target(settings):
 
 
 def test_targets_are_what_the_cell_can_resolve(settings):
-    """64 cells have 32 sites a sublattice: one of them is x = 1/32, where mu is finite. Wells lie on the boundary."""
+    """64 cells have 32 sites a sublattice: two of them are x = 1/16, where mu is finite. Wells lie on the boundary."""
     x = ask(settings).target @ S.T
-    assert np.all((x > 1 / 32 - 1e-9) & (x < 31 / 32 + 1e-9)) and np.any(np.isclose(x, 1 / 32))
+    assert np.all((x > 1 / 16 - 1e-9) & (x < 15 / 16 + 1e-9)) and np.any(np.isclose(x, 1 / 16))
 
 
 def test_a_cell_with_one_site_a_sublattice_keeps_different_targets(settings):
