@@ -132,7 +132,7 @@ class Criterion(Table):
     points: Count
     """points of an iteration"""
     function: str | None = None
-    """dotted path of a criterion of your own; absent for one of haljax's"""
+    """dotted path of a criterion of your own, or one of haljax's; the table's name where absent"""
     from_iteration: Annotated[int, Field(ge=0)] = 0
     """first iteration in which it chooses"""
     to_iteration: Annotated[int, Field(ge=0)] | None = None
@@ -236,14 +236,13 @@ class FreeEnergyConfig(Config):
         for name, criterion in criteria.items():
             checked(criterion.function or name, criterion.options)
         if all(criterion.from_iteration > 0 for criterion in criteria.values()):
-            raise ValueError(
-                "none of them chooses points in iteration 0, in which there is no model; add space_filling"
-            )
+            raise ValueError("none of them chooses points in iteration 0, in which there is no model; add billiard")
         return criteria
 
     @field_validator("choice")
     @classmethod
     def _pool_given(cls, choice: Choice, info: ValidationInfo) -> Choice:
-        if "pool" in info.data.get("criteria", ()) and choice.pool is None:
+        criteria = info.data.get("criteria", {})
+        if any((c.function or name) == "pool" for name, c in criteria.items()) and choice.pool is None:
             raise ValueError("the criterion pool has no pool; give a file of points as choice.pool")
         return choice

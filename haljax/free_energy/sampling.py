@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -46,8 +47,8 @@ class Windows:
         from haljax.lattice.monte_carlo import Conditions
         from haljax.lattice.windows import sample_windows
 
-        # What did not converge is in the result, and the campaign says so.
-        logging.getLogger(sample_windows.__module__).setLevel(logging.ERROR)
+        if multiprocessing.parent_process() is not None:  # a worker: the campaign says what did not converge
+            logging.getLogger(sample_windows.__module__).setLevel(logging.ERROR)
         with jax.enable_x64(True):  # a worker process does not inherit what the campaign's process has set
             expansion, supercell, order = self._problem()
             s = self._sampling

@@ -40,7 +40,8 @@ class WindowResult(NamedTuple):
     temperature : (W,) K. kappa, phi : (W, d) as asked for.
     eta, eta_error : (W, d)
     mu, mu_error : (W, d) eV per cell, dg/d eta at eta: the chemical potential asked for (0) ``- 2 phi (eta - kappa)``.
-        NaN for an order parameter that never changed: the moves conserve it, or kappa is too far outside.
+        NaN for an order parameter that never changed: the moves conserve it, or kappa is too far outside. The error
+        is ``2 phi eta_error``; that of dg/d eta at the eta given here is `haljax.free_energy.sampling.label_error`.
     energy, energy_error : (W,) eV per cell, of the Hamiltonian without bias.
     hessian, hessian_error : (W, d, d) eV per cell, ``kT (N cov)^-1 - 2 diag(phi)``; NaN where not asked for or where
         the covariance is singular.

@@ -117,6 +117,12 @@ def test_a_campaign_learns_and_leaves_what_it_did(whole):
     iterations = records(directory, "iteration")
     assert [r["iteration"] for r in iterations] == [0, 1]
     assert iterations[1]["labels"] == 28 == sum(w["role"] == "train" for w in records(directory, "label"))
+    for iteration in iterations:  # what ended within one of a sublattice's 32 sites of the boundary is not learned
+        own = [w for w in records(directory, "label") if w["iteration"] == iteration["iteration"]]
+        x = np.array([w["label"]["eta"] for w in own]) @ np.array([[1.0, 1.0], [1.0, -1.0]]).T
+        near = np.sum((np.minimum(x, 1 - x) < 1 / 32).any(axis=1))
+        assert iteration["outside"] == near and sum(iteration["points"].values()) == len(own) - near
+    assert sum(r["outside"] for r in iterations) > 0
     assert result.errors is not None and result.errors.shape == (2,)
     # the spread of mu over the domain is some 0.05 eV; two dozen windows teach most of it
     assert np.all(result.errors < 0.02)

@@ -40,7 +40,7 @@ def test_density_of_states_of_the_4x4_ising_model():
 
 
 def test_a_bin_that_some_walkers_missed_is_kept_and_said(caplog):
-    """Four walkers of a few passes each: not all find the two ground states, whose bin must not vanish."""
+    """Walkers of four passes each: not all find the two ground states, whose bin must not vanish."""
     with caplog.at_level(logging.WARNING):
         result = wang_landau(
             jax.random.key(0),
