@@ -117,12 +117,6 @@ def test_a_campaign_learns_and_leaves_what_it_did(whole):
     iterations = records(directory, "iteration")
     assert [r["iteration"] for r in iterations] == [0, 1]
     assert iterations[1]["labels"] == 28 == sum(w["role"] == "train" for w in records(directory, "label"))
-    for iteration in iterations:  # what ended within one of a sublattice's 32 sites of the boundary is not learned
-        own = [w for w in records(directory, "label") if w["iteration"] == iteration["iteration"]]
-        x = np.array([w["label"]["eta"] for w in own]) @ np.array([[1.0, 1.0], [1.0, -1.0]]).T
-        near = np.sum((np.minimum(x, 1 - x) < 1 / 32).any(axis=1))
-        assert iteration["outside"] == near and sum(iteration["points"].values()) == len(own) - near
-    assert sum(r["outside"] for r in iterations) > 0
     assert result.errors is not None and result.errors.shape == (2,)
     # the spread of mu over the domain is some 0.05 eV; two dozen windows teach most of it
     assert np.all(result.errors < 0.02)
@@ -190,7 +184,15 @@ def test_a_round_that_does_not_improve_starts_a_search_whose_form_stays(folder, 
     assert not seen  # the first prediction has nothing to be compared with
     result = FreeEnergy(given, sampler=Exact(), resume=True).run(max_iterations=3)
     assert [(widths, rate, trials) for widths, rate, _, trials in seen] == [((16,), 0.01, 4), ((8,), 0.02, 4)]
-    assert 20 < seen[0][2] < seen[1][2] <= 56  # labels, but for those too near the boundary
+    learned = []
+    for iteration in records(folder / "searching", "iteration"):
+        # What a hardly trained surface aimed so that it ended within one of a sublattice's 32 sites of the boundary.
+        own = [w for w in records(folder / "searching", "label") if w["iteration"] == iteration["iteration"]]
+        x = np.array([w["label"]["eta"] for w in own]) @ np.array([[1.0, 1.0], [1.0, -1.0]]).T
+        near = np.sum((np.minimum(x, 1 - x) < 1 / 32).any(axis=1))
+        assert iteration["outside"] == near and sum(iteration["points"].values()) == len(own) - near
+        learned.append(len(own) - near)
+    assert [n for _, _, n, _ in seen] == [sum(learned[:3]), sum(learned)] and sum(learned) < 56
     assert [r["form"]["searched"] for r in records(folder / "searching", "iteration")] == [False, False, True, False]
     assert result.surface.network.widths == (8,)
 
