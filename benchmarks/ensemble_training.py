@@ -42,9 +42,9 @@ CELL = [[A, 0, 0], [A / 2, A * 0.75**0.5, 0], [A / 2, A / 12**0.5, C]]
 def points(n: int, net: Network) -> Labels:
     """mu of a polynomial of the invariants, beyond the ideal term, at n random points."""
     rng = np.random.default_rng(0)
-    S = np.array(net.sublattices)
+    patterns = np.array(net.patterns)
     eta = np.concatenate([rng.uniform(0.2, 0.8, (n, 1)), rng.normal(size=(n, 6)) * rng.uniform(0, 0.2, (n, 1))], axis=1)
-    reach = np.abs(eta @ S.T - eta[:, :1]).max(1) / 0.18  # no sublattice empty or full
+    reach = np.abs(eta @ patterns - eta[:, :1]).max(1) / 0.18  # no sublattice empty or full
     eta[:, 1:] /= np.maximum(1, reach)[:, None]
     c = jnp.asarray(rng.normal(size=net.n_features))
     mu = jax.vmap(jax.grad(lambda e: jnp.tanh(net.invariants(e)) @ c))(jnp.asarray(eta))
@@ -54,7 +54,7 @@ def points(n: int, net: Network) -> Labels:
 def speed(peer: str | None, members: int, epochs: int) -> None:
     op = zigzag(lattice(CELL, [[0, 0, 0]], [("Li", "Va")]))
     inv = invariants(op.group, 6)
-    data = points(1000, Network(inv, op.S))
+    data = points(1000, Network(inv, op.patterns))
     net = idnn(inv, 7, (100, 100, 100), "tanh")
     settings = TrainingSettings("adam", 1e-3, batch=50, epochs=epochs, patience=epochs, plateau_patience=epochs)
     n = len(data)
@@ -102,10 +102,10 @@ def accuracy(members: int) -> None:
     table = np.loadtxt(DATA / "lco_mc_300K_sample.txt")
     eta, mu = table[:, 7:14], table[:, 22:29]
     everything = labels(eta, 300.0, mu)
-    ours = Network(invariants(op.group, 6), op.S)
+    ours = Network(invariants(op.group, 6), op.patterns)
     for name, net in {
         "default": ours,
-        "without the ideal term": replace(ours, sublattices=None),
+        "without the ideal term": replace(ours, patterns=None),
         "one perceptron for all": replace(ours, separate=False),
         "tanh": replace(ours, activation="tanh"),
         "order parameters instead of invariants": replace(ours, invariants=jnp.asarray),

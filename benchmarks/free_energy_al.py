@@ -73,7 +73,7 @@ def ordering(eta: jax.Array) -> jax.Array:
 
 
 ORDER = zigzag(load_expansion(EXPANSION).lattice)
-TRUTH = mean_field(ordering, ORDER.S)
+TRUTH = mean_field(ordering, ORDER.patterns)
 
 
 class Windows:

@@ -100,7 +100,7 @@ def choose(
                 wells=wells if len(wells) else None,
                 pool=pool,
                 proposed=np.concatenate(targets),
-                sublattices=op.S if problem.network.sublattices is not None else None,
+                patterns=problem.network.patterns,
                 sites=len(op.sites),
             )
             surplus = SURPLUS if config.choice.novelty else 1

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from haljax.free_energy.network import TINY, Surface
+from haljax.free_energy.network import Surface
+from haljax.lattice.ideal import STEPS, TINY
 from haljax.lattice.symmetry import Invariants
 from haljax.lattice.units import KB
 
@@ -60,13 +61,14 @@ def export_c(surface: Surface, path: str | Path, temperature: float | None = Non
         ]
     )
     F = len(network.invariants)
+    patterns = np.zeros((network.dimension, 0)) if network.patterns is None else np.array(network.patterns)
     text = Template(_SOURCE).substitute(
         d=network.dimension,
         F=F,
         P=len(exponents),
         K=surface.members,
         degree=int(exponents.max()),
-        n_s=0 if network.sublattices is None else len(network.sublattices),
+        n_s=patterns.shape[1],
         towers=len(towers),
         layers=len(network.widths) + 1,
         widest=max(max(sizes) for _, _, sizes in towers),
@@ -80,12 +82,15 @@ def export_c(surface: Surface, path: str | Path, temperature: float | None = Non
         }[network.activation],
         slope={"tanh": "1 - y * y", "softplus": "-expm1(-y)"}[network.activation],  # from the value y
         bend={"tanh": "-2 * y * (1 - y * y)", "softplus": "-expm1(-y) * exp(-y)"}[network.activation],
-        KB=_number(KB),
-        share=_number(0.0 if network.sublattices is None else network.sites / len(network.sublattices)),
+        share=_number(1 / max(1, patterns.shape[1])),
+        k_sites=_number(KB * network.sites),
         TINY=_number(TINY),
+        TINY2=_number(TINY**2),
+        STEPS=STEPS,
         exponents=_array(exponents.ravel(), int),
         coefficients=_array(np.ravel(network.invariants.coefficients)),
-        sublattices=_array([0.0] if network.sublattices is None else np.ravel(network.sublattices)),
+        patterns=_array(patterns.T.ravel()),
+        inverse=_array(np.linalg.pinv(patterns).ravel()),
         n_inputs=_array([len(inputs) for _, inputs, _ in towers], int),
         inputs=_array([i for _, inputs, _ in towers for i in (*inputs, *[0] * (F - len(inputs)))], int),
         sizes=_array([s for _, _, sizes in towers for s in sizes], int),
@@ -107,7 +112,7 @@ def _number(value: Any) -> str:
 
 def _array(values: Iterable, kind: type = float) -> str:
     """A C initialiser, exact: repr of a double is read back as the same double."""
-    words = [repr(kind(v)) for v in values]
+    words = [repr(kind(v)) for v in values] or ["0"]  # C has no empty arrays
     lines = [", ".join(words[i : i + 6]) for i in range(0, len(words), 6)]
     return "{\n    " + ",\n    ".join(lines) + "\n}"
 
@@ -123,9 +128,10 @@ _SOURCE = """\
  * hessian  NULL, or room for $d x $d numbers, row by row: d^2 g / d eta_i d eta_j, eV per primitive cell
  * returns  g(eta, T), eV per primitive cell
  *
- * Where a sublattice is emptier than $TINY or fuller than 1 - $TINY, also outside the domain, the entropy goes on
- * as its tangent. C99, double precision, no state. Compile with -lm.
+ * Where a sublattice is emptier than $TINY or fuller than 1 - $TINY, also outside the domain, the entropy is
+ * continued smoothly and stays concave. C99, double precision, no state. Compile with -lm.
  */
+#include <float.h>
 #include <math.h>
 #include <stddef.h>
 #include <string.h>
@@ -146,7 +152,9 @@ enum {
 
 static const int exponents[] = $exponents;
 static const double coefficients[] = $coefficients;
-static const double sublattices[] = $sublattices;
+static const double SHARE = $share; /* of a sublattice, of all sites */
+static const double patterns[] = $patterns; /* sublattice by sublattice */
+static const double inverse[] = $inverse;
 static const int n_inputs[] = $n_inputs;
 static const int inputs[] = $inputs;
 static const int sizes[] = $sizes;
@@ -290,9 +298,73 @@ static double networks(const double *eta, double T, double *mu, double *hessian)
     return total;
 }
 
-static double entropy(double u) { return u < $TINY ? $TINY * log($TINY) + (log($TINY) + 1) * (u - $TINY) : u * log(u); }
-static double entropy1(double u) { return log(u < $TINY ? $TINY : u) + 1; }
-static double entropy2(double u) { return u < $TINY ? 0 : 1 / u; }
+/* Replaces right by matrix^-1 right, for a positive definite matrix, of which only the lower half is read; beside the
+ * boundary it is singular to rounding, hence the ridge. */
+static void solve(double matrix[D][D], double *right)
+{
+    double root[D][D], ridge = 0;
+    for (int i = 0; i < D; i++) ridge += 4 * DBL_EPSILON * matrix[i][i];
+    for (int i = 0; i < D; i++) {
+        for (int j = 0; j <= i; j++) {
+            double sum = matrix[i][j] + (i == j ? ridge : 0);
+            for (int k = 0; k < j; k++) sum -= root[i][k] * root[j][k];
+            root[i][j] = i == j ? sqrt(sum) : sum / root[j][j];
+        }
+        for (int k = 0; k < i; k++) right[i] -= root[i][k] * right[k];
+        right[i] /= root[i][i];
+    }
+    for (int i = D - 1; i >= 0; i--) {
+        for (int k = i + 1; k < D; k++) right[i] -= root[k][i] * right[k];
+        right[i] /= root[i][i];
+    }
+}
+
+/* The ideal solution of greatest entropy at eta: returns -s per site and in k, fills its gradient, which is the
+ * fields that hold eta, and the inverse of its Hessian. A Newton step that changes a sublattice's field by r is cut to
+ * ln(1 + r), and so always descends. */
+static double ideal(const double *eta, double *field, double covariance[D][D])
+{
+    double entropy = 0;
+    for (int i = 0; i < D; i++) field[i] = 0;
+    for (int s = 0; s < SUBLATTICES; s++) {
+        double x = 0;
+        for (int i = 0; i < D; i++) x += inverse[s * D + i] * eta[i] / SHARE;
+        x = fmin(fmax(x, $TINY), 1 - $TINY);
+        for (int i = 0; i < D; i++) field[i] += inverse[s * D + i] * log(x / (1 - x));
+    }
+    double before = INFINITY;
+    for (int step = 0, last = 0;; step++) {
+        double change[D], r = 0;
+        entropy = 0;
+        memset(covariance, 0, D * sizeof *covariance);
+        for (int i = 0; i < D; i++) {
+            change[i] = eta[i];
+            entropy += field[i] * eta[i];
+        }
+        for (int s = 0; s < SUBLATTICES; s++) {
+            const double *p = patterns + s * D;
+            double t = 0;
+            for (int i = 0; i < D; i++) t += field[i] * p[i];
+            const double x = 1 / (1 + exp(-t)), filled = x + $TINY2 * sinh(t);
+            const double bend = x / (1 + exp(t)) + $TINY2 * cosh(t);
+            entropy -= ((t > 0 ? t : 0) + log1p(exp(-fabs(t))) + $TINY2 * (cosh(t) - 1)) * SHARE;
+            for (int i = 0; i < D; i++) {
+                change[i] -= p[i] * filled * SHARE;
+                for (int j = 0; j <= i; j++) covariance[i][j] += p[i] * p[j] * bend * SHARE;
+            }
+        }
+        if (last || step == $STEPS) return entropy;
+        solve(covariance, change);
+        for (int s = 0; s < SUBLATTICES; s++) {
+            double t = 0;
+            for (int i = 0; i < D; i++) t += change[i] * patterns[s * D + i];
+            r = fmax(r, fabs(t));
+        }
+        for (int i = 0; i < D; i++) field[i] += change[i] * (r > 0 ? log1p(r) / r : 1);
+        last = !(r > 1e-9) || (r < 0.1 && r > before / 2); /* or rounding */
+        before = r;
+    }
+}
 
 double haljax_free_energy(const double *eta, double T, double *mu, double *hessian)
 {
@@ -309,14 +381,17 @@ double haljax_free_energy(const double *eta, double T, double *mu, double *hessi
         g -= networks(zero, T, NULL, NULL);
     }
     for (int k = 0; k < MEMBERS; k++) g += offset[k] / MEMBERS;
-    for (int s = 0; s < SUBLATTICES; s++) {
-        const double *row = sublattices + s * D, kT = $KB * T * $share; /* a sublattice's share of kT */
-        double x = 0;
-        for (int i = 0; i < D; i++) x += row[i] * eta[i];
-        g += kT * (entropy(x) + entropy(1 - x));
-        for (int i = 0; i < D && mu; i++) mu[i] += kT * (entropy1(x) - entropy1(1 - x)) * row[i];
-        for (int i = 0; i < D * D && hessian; i++)
-            hessian[i] += kT * (entropy2(x) + entropy2(1 - x)) * row[i / D] * row[i % D];
+    if (SUBLATTICES) {
+        double field[D], covariance[D][D];
+        const double kT = $k_sites * T;
+        g += kT * ideal(eta, field, covariance);
+        for (int i = 0; i < D && mu; i++) mu[i] += kT * field[i];
+        for (int j = 0; j < D && hessian; j++) {
+            double column[D];
+            for (int i = 0; i < D; i++) column[i] = i == j;
+            solve(covariance, column);
+            for (int i = 0; i < D; i++) hessian[i * D + j] += kT * column[i];
+        }
     }
     return g;
 }

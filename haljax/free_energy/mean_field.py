@@ -1,10 +1,11 @@
 """Order-parameter mean field: a free energy known in closed form, in any number of order parameters.
 
-The energy of N cells depends on the order parameters alone, ``E = N Phi(eta)``, and the states of n_s sublattices
-are counted exactly, so that for N -> infinity
+The energy of N cells depends on the order parameters alone, ``E = N Phi(eta)``, and states are counted exactly, so
+that for N -> infinity
 
-    g(eta, T) = Phi(eta) + kT / n_s sum_k [x_k ln x_k + (1 - x_k) ln(1 - x_k)],    x = sublattices @ eta.
+    g(eta, T) = Phi(eta) + kT / n_s sum_k [x_k ln x_k + (1 - x_k) ln(1 - x_k)]
 
+with the sublattices' fractions x of greatest entropy at this eta (`haljax.lattice.ideal`).
 One sublattice and a quadratic Phi is the regular solution of Bragg & Williams, Proc. R. Soc. A 145, 699 (1934),
 doi:10.1098/rspa.1934.0132; Phi of invariant polynomials has the wells, walls and symmetry of a real ordering system,
 and every label costs nothing.
@@ -19,10 +20,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.scipy.special import xlogy
 
 from haljax.free_energy.data import Labels, labels
 from haljax.free_energy.minimise import minimise
+from haljax.lattice.ideal import TINY, checked, fractions, negentropy
 from haljax.lattice.polytope import Polytope, pull_inside
 from haljax.lattice.units import KB
 
@@ -32,64 +33,58 @@ from haljax.lattice.units import KB
 class MeanField:
     """A surface like a trained one, exact. Make it with `mean_field`.
 
-    Energies are eV per cell; eta has shape (..., d), temperatures (K) are () or (...). Where a sublattice is empty or
-    full, derivatives are infinite; outside the domain everything is NaN.
+    Energies are eV per cell; eta has shape (..., d), temperatures (K) are () or (...). On the boundary of the domain
+    and beyond, g goes on as `haljax.lattice.ideal.fields` says.
 
     Attributes
     ----------
     interaction : eta (d,) -> () eV, the energy Phi; static: the same function is the same program.
-    sublattices : (n_s, d).
+    patterns : (d, n_s), eta = patterns @ x / n_s.
     """
 
     interaction: Callable[[jax.Array], jax.Array] = field(metadata={"static": True})
-    sublattices: Any
+    patterns: Any
 
     def energy(self, eta: Any) -> jax.Array:
         """Phi (...)."""
-        return _batched(self.interaction, eta)
+        return _batched(self.interaction, jnp.asarray(eta))
 
     @jax.jit
     def free_energy(self, eta: Any, temperature: Any) -> jax.Array:
         """g (...)."""
-        x, kT = self._fractions(eta, temperature)
-        return self.energy(eta) + kT * jnp.mean(xlogy(x, x) + xlogy(1 - x, 1 - x), axis=-1)
+        return _batched(self._one, *self._broadcast(eta, temperature))
 
     @jax.jit
     def chemical_potential(self, eta: Any, temperature: Any) -> jax.Array:
         """dg/d eta (..., d)."""
-        x, kT = self._fractions(eta, temperature)
-        return _batched(jax.grad(self.interaction), eta) + kT[..., None] / x.shape[-1] * (
-            (jnp.log(x) - jnp.log1p(-x)) @ jnp.asarray(self.sublattices, x.dtype)
-        )
+        return _batched(jax.grad(self._one), *self._broadcast(eta, temperature))
 
     @jax.jit
     def hessian(self, eta: Any, temperature: Any) -> jax.Array:
         """d^2 g/d eta^2 (..., d, d)."""
-        x, kT = self._fractions(eta, temperature)
-        S = jnp.asarray(self.sublattices, x.dtype)
-        ideal = jnp.einsum("...k,ki,kj->...ij", 1 / (x * (1 - x)), S, S) / x.shape[-1]
-        return _batched(jax.hessian(self.interaction), eta) + kT[..., None, None] * ideal
+        return _batched(jax.hessian(self._one), *self._broadcast(eta, temperature))
 
-    def _fractions(self, eta: Any, temperature: Any) -> tuple[jax.Array, jax.Array]:
-        x = jnp.asarray(eta) @ jnp.asarray(self.sublattices, jnp.asarray(eta).dtype).T
-        return x, KB * jnp.broadcast_to(jnp.asarray(temperature, x.dtype), x.shape[:-1])
+    def _one(self, eta: jax.Array, temperature: jax.Array) -> jax.Array:
+        return self.interaction(eta) + KB * temperature * negentropy(self.patterns, eta)
+
+    def _broadcast(self, eta: Any, temperature: Any) -> tuple[jax.Array, jax.Array]:
+        eta = jnp.asarray(eta)
+        return eta, jnp.broadcast_to(jnp.asarray(temperature, eta.dtype), eta.shape[:-1])
 
 
-def mean_field(interaction: Callable[[jax.Array], jax.Array], sublattices: Any) -> MeanField:
-    """The mean field of an energy Phi: eta (d,) -> () eV per cell, on sublattices (n_s, d).
+def mean_field(interaction: Callable[[jax.Array], jax.Array], patterns: Any) -> MeanField:
+    """The mean field of an energy Phi: eta (d,) -> () eV per cell, of order parameters with patterns (d, n_s).
 
     Raises
     ------
     ValueError
-        `sublattices` is not a finite matrix, or Phi does not take (d,) to a scalar.
+        `patterns` is no finite matrix of independent rows, or Phi does not take (d,) to a scalar.
     """
-    S = np.asarray(sublattices, float)
-    if S.ndim != 2 or not np.isfinite(S).all():
-        raise ValueError(f"sublattices of shape {S.shape}: give a finite (sublattices, order parameters) matrix")
-    shape = jax.eval_shape(interaction, jax.ShapeDtypeStruct((S.shape[1],), float)).shape
+    patterns = checked(patterns)
+    shape = jax.eval_shape(interaction, jax.ShapeDtypeStruct((len(patterns),), float)).shape
     if shape != ():
-        raise ValueError(f"the interaction gives shape {shape} for one eta of shape ({S.shape[1]},): give a scalar")
-    return MeanField(interaction, S)
+        raise ValueError(f"the interaction gives shape {shape} for one eta of shape ({len(patterns)},): give a scalar")
+    return MeanField(interaction, patterns)
 
 
 def regular_solution(critical_temperature: float) -> MeanField:
@@ -113,13 +108,15 @@ def exact_labels(
     ValueError
         Points outside the domain or on its boundary.
     """
-    mu = np.asarray(field.chemical_potential(eta, temperature))
-    outside = np.flatnonzero(~np.isfinite(mu).all(axis=1))
+    x = np.asarray(jax.vmap(lambda e: fractions(field.patterns, e))(jnp.asarray(eta)))
+    missed = np.abs(x @ np.transpose(field.patterns) / x.shape[1] - eta).max(axis=1)
+    outside = np.flatnonzero((missed > 1e-6) | (np.minimum(x, 1 - x).min(axis=1) < 10 * TINY))
     if outside.size:
         raise ValueError(
             f"{outside.size} points are not inside the domain, first row {outside[0]}: every sublattice's fraction "
             "must lie between 0 and 1"
         )
+    mu = np.asarray(field.chemical_potential(eta, temperature))
     error = np.broadcast_to(np.asarray(mu_error, float), mu.shape)
     if key is not None:
         mu = mu + error * np.asarray(jax.random.normal(key, mu.shape))
@@ -178,7 +175,7 @@ def biased_labels(
     return labels(eta, temperature, -2 * phi * (eta - kappa), error, field.energy(eta), None, hessian, 0.0)
 
 
-def _batched(function: Callable[[jax.Array], jax.Array], eta: Any) -> jax.Array:
-    eta = jnp.asarray(eta)
-    values = jax.vmap(function)(eta.reshape(-1, eta.shape[-1]))
-    return values.reshape(eta.shape[:-1] + values.shape[1:])
+def _batched(function: Callable[..., jax.Array], eta: jax.Array, *others: jax.Array) -> jax.Array:
+    lead = eta.shape[:-1]
+    values = jax.vmap(function)(eta.reshape(-1, eta.shape[-1]), *(a.reshape(-1) for a in others))
+    return values.reshape(lead + values.shape[1:])

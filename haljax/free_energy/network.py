@@ -3,10 +3,10 @@
 What is learned is a scalar, so that the chemical potentials are its gradient and integrate to it exactly (Teichert,
 Natarajan, Van der Ven & Garikipati, CMAME 353, 201 (2019), doi:10.1016/j.cma.2019.05.019). Per cell,
 
-    g(eta, T) = kT / n_s sum_k [x_k ln x_k + (1 - x_k) ln(1 - x_k)]  +  G(h(eta), tau),     x = sublattices @ eta.
+    g(eta, T) = kT / n_s sum_k [x_k ln x_k + (1 - x_k) ln(1 - x_k)]  +  G(h(eta), tau).
 
-The first term, the ideal solution, is known; with it mu diverges at the ends of composition as it must, which a
-network alone cannot. G is a network of invariants h of the order parameters' symmetry group, so that mu has that
+The first term, the ideal solution with the x of greatest entropy at this eta (`haljax.lattice.ideal`), is known; with
+it mu diverges at the ends of composition as it must, which a network alone cannot. G is a network of invariants h of the order parameters' symmetry group, so that mu has that
 symmetry, and, where the temperature is an input, of ``tau = (T_0 / T - 1) / width``, linear in beta. G is written as
 an energy and not as beta times one: then ``d(beta g) / d beta = e`` is ``G + beta dG/d beta``, the ideal term drops
 out of it exactly, and at beta = 0 g goes over into the ideal solution plus the energy of the random state.
@@ -26,7 +26,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache, partial
-from math import log
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,10 +33,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haljax.lattice.ideal import checked, negentropy
 from haljax.lattice.units import KB
 
-SCHEMA_VERSION = 1
-TINY = 1e-12  # sublattice fraction below which x ln x goes on as its tangent
+SCHEMA_VERSION = 2
 CHUNK = 2048  # points that a surface evaluates at once
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {"tanh": jnp.tanh, "softplus": jax.nn.softplus}
 
@@ -82,13 +81,13 @@ class Network:
     Attributes
     ----------
     invariants : hashable, eta (..., d) -> (..., F).
-    sublattices : (n_s, d), x = sublattices @ eta, of the ideal term; None leaves that out. With it, eta = 0 must be
+    patterns : (d, n_s), eta = patterns @ x / n_s, of the ideal term; None leaves that out. With it, eta = 0 must be
         a pure state, all x zero: there g has no entropy and does not depend on temperature, which is exact in G. Labels
         of mu and energy that reach it fix g absolutely; without, beta g has a free constant.
     widths : hidden layers.
     activation : "tanh" or "softplus".
     temperature : whether the temperature is an input; else the labels have one temperature.
-    dimension : d, for networks without `sublattices`.
+    dimension : d, for networks without `patterns`.
     separate : whether features linear in eta have a perceptron of their own, of half the width.
     sites : of a primitive cell, to which g refers, those that the order parameters count.
 
@@ -98,7 +97,7 @@ class Network:
     """
 
     invariants: Callable[[jax.Array], jax.Array]
-    sublattices: Any = None
+    patterns: Any = None
     widths: tuple[int, ...] = (64, 64)
     activation: str = "softplus"
     temperature: bool = False
@@ -110,20 +109,16 @@ class Network:
         def fix(name: str, value: Any) -> None:
             object.__setattr__(self, name, value)
 
-        if self.sublattices is not None:
-            S = np.asarray(self.sublattices, float)
-            if S.ndim != 2 or not np.isfinite(S).all():
-                raise ValueError(
-                    f"sublattices of shape {S.shape}: give a finite (sublattices, order parameters) matrix"
-                )
-            if self.dimension not in (0, S.shape[1]):
-                raise ValueError(f"dimension is {self.dimension}, but sublattices has {S.shape[1]} order parameters")
-            fix("sublattices", tuple(map(tuple, S.tolist())))
-            fix("dimension", S.shape[1])
+        if self.patterns is not None:
+            patterns = checked(self.patterns)
+            if self.dimension not in (0, len(patterns)):
+                raise ValueError(f"dimension is {self.dimension}, but there are {len(patterns)} patterns")
+            fix("patterns", tuple(map(tuple, patterns.tolist())))
+            fix("dimension", len(patterns))
         if self.sites < 1:
             raise ValueError(f"sites is {self.sites}: give the number of counted sites of a primitive cell")
         if self.dimension < 1:
-            raise ValueError("without sublattices, give the number of order parameters as dimension")
+            raise ValueError("without patterns, give the number of order parameters as dimension")
         fix("widths", tuple(int(w) for w in self.widths))
         if not self.widths or min(self.widths) < 1:
             raise ValueError(f"widths are {self.widths}: give at least one hidden layer of at least one unit")
@@ -136,7 +131,7 @@ class Network:
     @property
     def anchored(self) -> bool:
         """Whether G(eta = 0) is one constant, else every temperature has a free one."""
-        return self.sublattices is not None or not self.temperature
+        return self.patterns is not None or not self.temperature
 
     def inputs(self) -> tuple[tuple[int, ...], ...]:
         """Which invariants each of its perceptrons takes: that of composition, that of ordering."""
@@ -248,21 +243,13 @@ def excess(network: Network, params: Params, eta: jax.Array, temperature: jax.Ar
 
 
 def ideal(network: Network, eta: jax.Array, temperature: jax.Array) -> jax.Array:
-    """kT sites/n_s sum_k [x ln x + (1-x) ln(1-x)] () eV of one eta (d,); 0 for a network without sublattices.
+    """-T s () eV of the ideal solution at one eta (d,); 0 for a network without patterns.
 
-    x is the fraction where all order parameters beside these d vanish. Where x or 1 - x is less than 1e-12, also
-    outside the domain, u ln u goes on as its tangent: g stays convex, mu is finite, and no derivative is NaN.
+    Near the boundary of the domain and beyond, it goes on as `haljax.lattice.ideal.fields` says: no derivative is NaN.
     """
-    if network.sublattices is None:
+    if network.patterns is None:
         return jnp.zeros((), eta.dtype)
-    x = jnp.asarray(network.sublattices, eta.dtype) @ eta
-
-    def entropy(u: jax.Array) -> jax.Array:
-        safe = jnp.where(u < TINY, TINY, u)
-        tangent = TINY * log(TINY) + (log(TINY) + 1) * (u - TINY)
-        return jnp.where(u < TINY, tangent, safe * jnp.log(safe))
-
-    return network.sites * KB * temperature * jnp.mean(entropy(x) + entropy(1 - x))
+    return network.sites * KB * temperature * negentropy(np.array(network.patterns), eta)
 
 
 def free_energy(network: Network, params: Params, eta: jax.Array, temperature: jax.Array) -> jax.Array:
@@ -426,7 +413,7 @@ class Surface:
         from haljax.campaign import write_atomic
 
         net = self.network
-        names = ("sublattices", "widths", "activation", "temperature", "dimension", "separate", "sites")
+        names = ("patterns", "widths", "activation", "temperature", "dimension", "separate", "sites")
         meta = {
             "surface_schema": SCHEMA_VERSION,
             "haljax": __version__,

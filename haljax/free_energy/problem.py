@@ -70,7 +70,7 @@ def problem(config: FreeEnergyConfig) -> Problem:
         )
     network = Network(
         invariants=invariants(op.group, c.degree),
-        sublattices=op.S if c.ideal else None,
+        patterns=op.patterns if c.ideal else None,
         widths=c.widths,
         activation=c.activation,
         temperature=several,

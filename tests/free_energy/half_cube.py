@@ -12,8 +12,8 @@ from haljax.free_energy.mean_field import mean_field
 from haljax.lattice.polytope import from_sublattices
 
 SIGNS = np.array([s for s in product((1, -1), repeat=6) if np.prod(s) == 1])
-SUBLATTICES = np.column_stack([np.ones(32), SIGNS])
-DOMAIN = from_sublattices(SUBLATTICES)
+PATTERNS = np.column_stack([np.ones(32), SIGNS]).T
+DOMAIN = from_sublattices(PATTERNS.T)
 WELL = np.array([[0.5, 0.5, 0, 0, 0, 0, 0]])
 
 
@@ -23,8 +23,8 @@ def ordering(eta):
     return 0.8 * (eta[0] - 0.5) ** 2 - 0.35 * jnp.sum(square) + 0.4 * (jnp.sum(square) ** 2 - jnp.sum(square**2))
 
 
-ZIGZAG = mean_field(ordering, SUBLATTICES)
-IDEAL = mean_field(lambda eta: 0.0 * eta[0], SUBLATTICES)
+ZIGZAG = mean_field(ordering, PATTERNS)
+IDEAL = mean_field(lambda eta: 0.0 * eta[0], PATTERNS)
 
 
 def signed_permutations():

@@ -3,15 +3,15 @@
 from itertools import product
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from haljax.free_energy.data import labels
 from haljax.free_energy.network import Network
+from haljax.lattice.ideal import negentropy
 from haljax.lattice.symmetry import invariants
 from haljax.lattice.units import KB
 
-SUBLATTICES = np.array([[1.0, a, b] for a, b in product((1, -1), repeat=2)])
+PATTERNS = np.array([[1.0, a, b] for a, b in product((1, -1), repeat=2)]).T
 GROUP = np.array(
     [
         np.block([[np.ones((1, 1)), np.zeros((1, 2))], [np.zeros((2, 1)), np.diag(signs) @ np.eye(2)[list(order)]]])
@@ -23,27 +23,22 @@ INVARIANTS = invariants(GROUP, 4)
 
 
 def network(**changes):
-    return Network(INVARIANTS, SUBLATTICES, **({"widths": (24, 24)} | changes))
+    return Network(INVARIANTS, PATTERNS, **({"widths": (24, 24)} | changes))
 
 
 def inside(n, seed=0, margin=0.01):
     """n points (n, 3) at which no sublattice is emptier or fuller than the margin."""
     x = np.random.default_rng(seed).uniform(margin, 1 - margin, (20 * n, 4))
-    eta = x @ SUBLATTICES / 4
-    fractions = eta @ SUBLATTICES.T
+    eta = x @ PATTERNS.T / 4
+    fractions = eta @ PATTERNS
     return eta[np.all((fractions > margin) & (fractions < 1 - margin), axis=1)][:n]
-
-
-def entropy(eta):
-    x = jnp.asarray(SUBLATTICES) @ eta
-    return jnp.mean(x * jnp.log(x) + (1 - x) * jnp.log(1 - x))
 
 
 def exact(eta, T):
     """g () at eta (3,): with an interaction that depends on temperature, and vanishes at eta = 0 with its entropy."""
     c, square = eta[0], eta[1] ** 2 + eta[2] ** 2
     interaction = 0.4 * c * (c - 1) - 0.15 * square + 0.3 * eta[1] ** 2 * eta[2] ** 2 - 0.02
-    return KB * T * entropy(eta) + interaction + 60.0 / T * c**2 * (1 - c) * (1 + 4 * square)
+    return KB * T * negentropy(PATTERNS, eta) + interaction + 60.0 / T * c**2 * (1 - c) * (1 + 4 * square)
 
 
 def exact_energy(eta, T):

@@ -13,16 +13,16 @@ from haljax.free_energy.data import labels
 from haljax.free_energy.mean_field import exact_labels, mean_field
 from haljax.lattice.polytope import Polytope, half_spaces
 
-from .half_cube import DOMAIN, GROUP, IDEAL, SUBLATTICES, WELL, ZIGZAG, Ensemble, ordering, view
+from .half_cube import DOMAIN, GROUP, IDEAL, PATTERNS, WELL, ZIGZAG, Ensemble, ordering, view
 
 KEY = jax.random.key(0)
 BOX = half_spaces(np.vstack([np.eye(3), -np.eye(3)]), [1, 2, 3, 0, 0, 0])
 SIMPLEX = half_spaces(np.vstack([-np.eye(3), np.ones((1, 3))]), [0, 0, 0, 1])
 CANDIDATES = criteria.fill(jax.random.key(99), DOMAIN, 320)
 LABELS = exact_labels(ZIGZAG, CANDIDATES[:60], 300.0)
-OTHER = mean_field(lambda eta: ordering(eta) + 0.1 * eta[0] ** 4, SUBLATTICES)  # differs at many vacancies
+OTHER = mean_field(lambda eta: ordering(eta) + 0.1 * eta[0] ** 4, PATTERNS)  # differs at many vacancies
 COMMITTEE = Ensemble(ZIGZAG, OTHER)
-TRAINED = view(COMMITTEE, LABELS, LABELS, CANDIDATES, group=GROUP, wells=WELL, sublattices=SUBLATTICES)
+TRAINED = view(COMMITTEE, LABELS, LABELS, CANDIDATES, group=GROUP, wells=WELL, patterns=PATTERNS)
 NEEDS_A_SURFACE = ("committee", "high_error", "sensitivity", "instabilities", "finding_wells", "lowest_path")
 
 
@@ -176,7 +176,7 @@ def test_the_committee_weighs_components_by_their_own_scale():
     # members differ by 1 meV in mu_0, whose labels vary by far more, and by 1 meV in mu_1 on the other half
     halves = Ensemble(
         IDEAL,
-        mean_field(lambda e: 2e-3 * jnp.where(e[1] > 0, e[1], 0) + 2e-3 * jnp.where(e[1] > 0, 0, e[0]), SUBLATTICES),
+        mean_field(lambda e: 2e-3 * jnp.where(e[1] > 0, e[1], 0) + 2e-3 * jnp.where(e[1] > 0, 0, e[0]), PATTERNS),
     )
     found = criteria.committee(KEY, TRAINED._replace(surface=halves), 50).eta
     assert LABELS.mu[:, 0].std() > 2 * LABELS.mu[:, 1].std() and np.all(found[:, 1] > 0)
@@ -200,12 +200,12 @@ def test_high_error_goes_back_to_the_worst_labels():
 
 
 def test_sensitivity_is_sorted_by_the_largest_eigenvalue():
-    surface = mean_field(lambda eta: 40 * eta[3] ** 4, SUBLATTICES)
+    surface = mean_field(lambda eta: 40 * eta[3] ** 4, PATTERNS)
     found = criteria.sensitivity(KEY, TRAINED._replace(surface=surface), 10, repeat=1, perturb=0.0)
     np.testing.assert_allclose(found.eta, CANDIDATES[np.argsort(-np.abs(CANDIDATES[:, 3]))[:10]], rtol=1e-12)
     ideal = scoring.curvatures(TRAINED._replace(surface=IDEAL), CANDIDATES)
     np.testing.assert_allclose(ideal, 0, atol=1e-9)  # the ideal solution's own curvature is left out
-    whole = scoring.curvatures(TRAINED._replace(surface=IDEAL, sublattices=None), CANDIDATES)
+    whole = scoring.curvatures(TRAINED._replace(surface=IDEAL, patterns=None), CANDIDATES)
     assert np.all(whole > 0) and np.all(np.diff(whole, axis=1) >= 0)
 
 
@@ -258,7 +258,7 @@ def test_wells_that_are_none(name, wells, message):
 
 
 def test_finding_wells_finds_the_zigzags():
-    tilt = mean_field(lambda eta: ordering(eta) + 5.0 * eta[0], SUBLATTICES)  # an arbitrary reference of composition
+    tilt = mean_field(lambda eta: ordering(eta) + 5.0 * eta[0], PATTERNS)  # an arbitrary reference of composition
     for surface in (ZIGZAG, tilt):
         found = criteria.finding_wells(KEY, TRAINED._replace(surface=surface), 60, repeat=10, perturb=0.0)
         first = np.asarray(found.eta)[:10]  # the deepest
@@ -302,7 +302,7 @@ def test_candidates_that_are_not_finite_are_passed_over():
 
 
 def test_a_surface_of_nan_has_no_best_points():
-    nan = mean_field(lambda eta: jnp.nan * jnp.sum(eta**4), SUBLATTICES)
+    nan = mean_field(lambda eta: jnp.nan * jnp.sum(eta**4), PATTERNS)
     view = TRAINED._replace(surface=Ensemble(nan, nan))
     for name in NEEDS_A_SURFACE:
         found = criteria.propose(KEY, name, view, 5)

@@ -11,8 +11,9 @@ import pytest
 
 from haljax.free_energy.export import export_c
 from haljax.free_energy.network import Network, Surface, idnn, scaling_of
+from haljax.lattice.units import KB
 
-from .square import INVARIANTS, SUBLATTICES, exact_labels, inside, network
+from .square import INVARIANTS, PATTERNS, exact_labels, inside, network
 
 T = 300.0
 
@@ -52,7 +53,7 @@ def compiled(path):
         network(),
         network(temperature=True, activation="tanh", widths=(12, 20, 8)),
         idnn(INVARIANTS, 3, (10,), "tanh"),
-        Network(INVARIANTS, SUBLATTICES[:, :1] @ np.eye(1, 3), (6, 6), temperature=True, separate=False),
+        Network(INVARIANTS, PATTERNS, (6, 6), temperature=True, separate=False),
     ],
 )
 def test_c_is_the_surface(tmp_path, net):
@@ -66,11 +67,12 @@ def test_c_is_the_surface(tmp_path, net):
         assert g.std() > 1e-3
         for k in range(len(eta)):
             value, first, second = call(eta[k], T)
-            # relative, where the ideal term's curvature is 1e10 eV at the boundary
+            # on the boundary 1 - x = 1e-12 is known to rounding alone, and with it ln x and the curvature
+            tight = k < 20
             np.testing.assert_allclose(value, g[k], atol=1e-10)
-            np.testing.assert_allclose(first, mu[k], rtol=1e-10, atol=1e-10)
+            np.testing.assert_allclose(first, mu[k], rtol=1e-10, atol=1e-10 if tight else KB * T * 1e-4)
             scale = max(1.0, np.abs(hessian[k]).max())
-            np.testing.assert_allclose(second / scale, hessian[k] / scale, atol=1e-10)
+            np.testing.assert_allclose(second / scale, hessian[k] / scale, atol=1e-10 if tight else 1e-3)
     value, first, second = call(eta[0], T, mu=False, hessian=False)
     np.testing.assert_allclose(value, g[0], atol=1e-10)
     assert np.all(first == 7) and np.all(second == 7)
@@ -92,7 +94,7 @@ def test_one_temperature_alone(tmp_path):
 
 def test_what_cannot_be_exported(tmp_path):
     with pytest.raises(ValueError, match="only polynomials made by haljax.lattice.symmetry"):
-        export_c(surface(Network(jnp.sin, SUBLATTICES)), tmp_path / "g.c")
+        export_c(surface(Network(jnp.sin, PATTERNS)), tmp_path / "g.c")
     with pytest.raises(ValueError, match="trained at 300 K"):
         export_c(surface(network()), tmp_path / "g.c", temperature=350.0)
     assert not (tmp_path / "g.c").exists()

@@ -14,7 +14,7 @@ from haljax.free_energy.mean_field import mean_field
 from haljax.free_energy.network import Network, chemical_potential, energy, features, hessian, ideal, scaling_of
 from haljax.free_energy.training import TrainingSettings, train
 
-from .half_cube import SUBLATTICES as HALF_CUBE
+from .half_cube import PATTERNS as HALF_CUBE
 from .square import exact, exact_energy, exact_labels, inside, network
 from .test_network import published
 
@@ -36,7 +36,7 @@ def test_recovers_a_mean_field():
     rng = np.random.default_rng(0)
     eta = 0.5 + rng.uniform(-0.35, 0.35, (600, 1)), rng.normal(size=(600, 6)) * rng.uniform(0, 0.2, (600, 1))
     eta = np.concatenate(eta, axis=1)
-    x = eta @ HALF_CUBE.T - 0.5
+    x = eta @ HALF_CUBE - 0.5
     eta[:, 1:] *= np.minimum(1, 0.1 / np.maximum(1e-9, np.abs(x).max(1)))[:, None]  # no sublattice empty or full
     mu = np.asarray(oracle.chemical_potential(eta, T))
     net = Network(published, HALF_CUBE, (32, 32))

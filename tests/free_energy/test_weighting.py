@@ -7,12 +7,12 @@ from haljax.free_energy.data import empty
 from haljax.free_energy.mean_field import exact_labels, mean_field
 from haljax.free_energy.weighting import improvement, reweight, shares
 
-from .half_cube import DOMAIN, SUBLATTICES, ZIGZAG, ordering
+from .half_cube import DOMAIN, PATTERNS, ZIGZAG, ordering
 
 
 def test_improvement_is_the_fall_of_the_standardised_error():
     labels = exact_labels(ZIGZAG, fill(jax.random.key(0), DOMAIN, 30), 300.0)
-    off = mean_field(lambda eta: ordering(eta) + 0.01 * eta[0], SUBLATTICES)  # mu_0 off by 0.01 eV everywhere
+    off = mean_field(lambda eta: ordering(eta) + 0.01 * eta[0], PATTERNS)  # mu_0 off by 0.01 eV everywhere
     expected = 0.01**2 / np.mean(labels.mu[:, 0] ** 2) / 7
     np.testing.assert_allclose(improvement(off, ZIGZAG, labels, 300.0), expected, rtol=1e-10)
     np.testing.assert_allclose(improvement(ZIGZAG, off, labels, 300.0), -expected, rtol=1e-10)

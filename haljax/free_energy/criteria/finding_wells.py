@@ -43,9 +43,8 @@ def finding_wells(
     points = pull_inside(view.domain, centre, candidates(view), margin=1e-3)
     ends = pull_inside(view.domain, centre, end_members(view), margin=1e-6)
     g = np.asarray(view.surface.free_energy(ends, view.temperature))
-    c = view.composition
     slope = np.zeros(points.shape[1])
-    slope[c] = (g[1] - g[0]) / (ends[1, c] - ends[0, c])
+    slope[0] = (g[1] - g[0]) / (ends[1, 0] - ends[0, 0])
     mu = np.asarray(view.surface.chemical_potential(points, view.temperature))
     force = np.linalg.norm(mu - slope[None, :], axis=1)
     stable = np.asarray(eigenvalues(view.surface.hessian(points, view.temperature)))[:, 0] > 0

@@ -20,12 +20,12 @@ def lowest_path(key: jax.Array, view: View, n: int, *, repeat: int = 2, perturb:
     if empty := untrained(view):
         return empty
     place, order, start, move = jax.random.split(key, 4)
-    lower, upper = (bound[view.composition] for bound in view.domain.bounding_box())
+    lower, upper = (bound[0] for bound in view.domain.bounding_box())
     m = -(-n // repeat)
     part = (np.arange(m) + generator(place).random(m)) / m
     x = lower + (upper - lower) * np.clip(part, 1e-6, 1 - 1e-6)
-    starts = seeds(start, view.domain, view.group, view.wells, axis=view.composition)
-    path = relaxed(view.surface, view.domain, view.temperature, x, starts, group=view.group, axis=view.composition)
+    starts = seeds(start, view.domain, view.group, view.wells)
+    path = relaxed(view.surface, view.domain, view.temperature, x, starts, group=view.group)
     good = np.flatnonzero(np.isfinite(path.free_energy))
     if not len(good):
         return nothing(view, "the surface is finite nowhere along the path")

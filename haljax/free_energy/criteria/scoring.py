@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haljax.free_energy.criteria.view import Proposal, View
+from haljax.lattice.ideal import negentropy
 from haljax.lattice.polytope import Polytope, extreme, pull_inside, reach
 from haljax.lattice.units import KB
 
@@ -96,12 +97,11 @@ def scale(view: View) -> np.ndarray:
 
 
 def curvatures(view: View, points: Any) -> jax.Array:
-    """Eigenvalues (m, d) of the predicted Hessian, ascending; see `View.sublattices` for what is left out of it."""
+    """Eigenvalues (m, d) of the predicted Hessian, ascending; see `View.patterns` for what is left out of it."""
     points = jnp.asarray(points)
     hessian = view.surface.hessian(points, view.temperature)
-    if view.sublattices is not None:
-        ideal = _ideal(points, jnp.asarray(view.sublattices, points.dtype), view.temperature)
-        hessian = hessian - view.sites * ideal
+    if view.patterns is not None:
+        hessian = hessian - view.sites * KB * view.temperature * _ideal(jnp.asarray(view.patterns), points)
     return eigenvalues(hessian)
 
 
@@ -112,9 +112,8 @@ def eigenvalues(hessian: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def _ideal(points: jax.Array, S: jax.Array, temperature: Any) -> jax.Array:
-    x = points @ S.T
-    return KB * temperature / len(S) * jnp.einsum("nk,ki,kj->nij", 1 / (x * (1 - x)), S, S)
+def _ideal(patterns: jax.Array, points: jax.Array) -> jax.Array:
+    return jax.vmap(jax.hessian(lambda eta: negentropy(patterns, eta)))(points)
 
 
 def images(view: View, points: Any) -> np.ndarray:
@@ -133,7 +132,7 @@ def middle(view: View) -> np.ndarray:
 
 def end_members(view: View) -> np.ndarray:
     """(2, d) the points of least and of largest composition; of several, their mean under the group."""
-    direction = np.eye(view.domain.dimension)[view.composition]
+    direction = np.eye(view.domain.dimension)[0]
     ends = np.array([extreme(view.domain, -direction), extreme(view.domain, direction)])
     return ends if view.group is None else np.einsum("gij,mj->mi", np.asarray(view.group), ends) / len(view.group)
 

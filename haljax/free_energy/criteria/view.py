@@ -22,10 +22,9 @@ class View(NamedTuple):
     wells : (w, d) the known ordered states, one of each kind: the group gives the others.
     pool : (p, d) points given by the user, for the pool mode.
     proposed : (k, d) every target proposed so far.
-    sublattices : (n_s, d) of the ideal-solution term, where the surface has one: sensitivity and novelty then look at
+    patterns : (d, n_s) of the ideal-solution term, where the surface has one: sensitivity and novelty then look at
         the curvature beyond the ideal solution's, which diverges on the boundary whatever is known.
     sites : counted sites of a primitive cell, which the ideal-solution term is proportional to.
-    composition : which order parameter is the composition; it labels the end members.
     """
 
     domain: Polytope
@@ -38,9 +37,8 @@ class View(NamedTuple):
     wells: Any = None
     pool: Any = None
     proposed: Any = None
-    sublattices: Any = None
+    patterns: Any = None
     sites: int = 1
-    composition: int = 0
 
 
 class Proposal(NamedTuple):
