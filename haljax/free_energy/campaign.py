@@ -156,7 +156,6 @@ class _Campaign(Ledger):
         super().__init__(directory, journal, progress)
         self.config, self.problem, self.oracle = config, known, oracle
         self.key = jax.random.key(config.seed)
-        self.resolved = known.resolved(1)
 
     # ------------------------------------------------------------------------------------------ the whole
 
@@ -222,7 +221,7 @@ class _Campaign(Ledger):
 
     def _outside(self, record: dict[str, Any]) -> bool:
         """Whether a window ended too near to the boundary for its mu to mean anything; it is then not learned from."""
-        return not self.resolved.contains(np.array(record["label"]["eta"], float))
+        return not self.problem.resolved(np.array(record["label"]["eta"], float))
 
     # ------------------------------------------------------------------------------------------ choose
 

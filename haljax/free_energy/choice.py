@@ -82,7 +82,7 @@ def choose(
     wells = np.asarray(config.order_parameters.wells).reshape(-1, problem.d)
     pool = None if config.choice.pool is None else _points(config.choice.pool, problem.d)
     streams = iter(keys)
-    resolved, centre = problem.resolved(2), op.polytope.chebyshev_centre()[0]
+    reachable, centre = problem.targets(), op.polytope.chebyshev_centre()[0]
     for name, criterion in active.items():
         for t, kelvin in enumerate(temperatures):
             stream = jax.random.split(next(streams))
@@ -105,7 +105,7 @@ def choose(
             )
             surplus = SURPLUS if config.choice.novelty else 1
             found = propose(stream[0], criterion.function or name, view, n * surplus, **criterion.options)
-            eta = np.asarray(pull_inside(resolved, centre, np.asarray(found.eta)))
+            eta = np.asarray(pull_inside(reachable, centre, np.asarray(found.eta)))
             if config.choice.novelty and len(eta):
                 bend = None
                 if surface is not None:

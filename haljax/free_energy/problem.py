@@ -11,6 +11,7 @@ from haljax.config.free_energy import OrderParameters as OrderParametersTable
 from haljax.free_energy.network import Network
 from haljax.lattice.crystal import Lattice
 from haljax.lattice.expansion import ClusterExpansion, check_range, load_expansion
+from haljax.lattice.ideal import fractions
 from haljax.lattice.order import OrderParameters, Wave, order_parameters
 from haljax.lattice.polytope import Polytope, half_spaces
 from haljax.lattice.supercell import Supercell
@@ -26,16 +27,23 @@ class Problem(NamedTuple):
     network: Network
     d: int
 
-    def resolved(self, sites: int) -> Polytope:
-        """The part of the domain in which every sublattice has so many sites of either kind, in the simulated cell.
+    def resolved(self, eta: np.ndarray) -> bool:
+        """Whether every sublattice has a site of either kind, in the simulated cell, at one eta (d,).
 
-        Nearer to the boundary than that, mu only measures how far outside kappa is; and the order parameters beside
-        these, which no bias holds, then fill sublattices that the ideal term takes for empty.
+        Nearer to the boundary than that, mu only measures how far outside kappa is.
         """
-        op = self.order_parameters
-        share = sites * op.n_sub / (self.supercell.n_cells * len(op.sites))
-        share = min(share, sites / 8)  # where a sublattice has a few sites only, something must be left
+        x = np.asarray(fractions(np.array(self.order_parameters.patterns, float), eta))
+        return bool(np.minimum(x, 1 - x).min() >= self._share(1))
+
+    def targets(self) -> Polytope:
+        """The part of the domain to aim at: two sites from the boundary, where windows that end short are resolved."""
+        op, share = self.order_parameters, self._share(2)
         return half_spaces(np.vstack([op.S, -op.S]), np.repeat([1 - share, -share], op.n_sub))
+
+    def _share(self, sites: int) -> float:
+        """So many sites as a fraction of a sublattice; where it has a few only, something must be left."""
+        op = self.order_parameters
+        return min(sites * op.n_sub / (self.supercell.n_cells * len(op.sites)), sites / 8)
 
 
 def problem(config: FreeEnergyConfig) -> Problem:

@@ -45,6 +45,7 @@ def negentropy(patterns: Any, eta: Any) -> jax.Array:
     return _negentropy(*_floating(patterns, eta))
 
 
+@jax.jit
 def fractions(patterns: Any, eta: Any) -> jax.Array:
     """The sublattices' fractions (n_s,) of the ideal solution at one eta (d,), in (0, 1)."""
     patterns, eta = _floating(patterns, eta)

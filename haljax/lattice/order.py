@@ -77,14 +77,17 @@ class OrderParameters:
 
     @property
     def S(self) -> np.ndarray:
-        """(n_sub, d) with x = S eta where all order parameters beside these vanish: the pseudo-inverse of Q."""
+        """(n_sub, d) with x = S eta where all order beside these parameters vanishes: the pseudo-inverse of Q."""
         # the Gram matrix of integer patterns is exact, so that S is too where they are orthogonal
         patterns = np.array(self.patterns)
         return self.n_sub * np.linalg.solve(patterns @ patterns.T, patterns).T
 
     @property
     def polytope(self) -> Polytope:
-        """The admissible order parameters, ``0 <= S eta <= 1``; computed once."""
+        """The order parameters that need no other order, ``0 <= S eta <= 1``; computed once.
+
+        All of them are admissible. Where d < n_sub, some beyond are too: those of states with other order as well.
+        """
         return _polytope(self)
 
     @property
