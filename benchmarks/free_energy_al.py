@@ -83,9 +83,7 @@ class Windows:
         self.errors = errors
 
     def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        found = biased_labels(
-            jax.random.key(payload["seed"]), TRUTH, ORDER.polytope, np.array(payload["kappa"]), np.array(PHI), T
-        )
+        found = biased_labels(jax.random.key(payload["seed"]), TRUTH, np.array(payload["kappa"]), np.array(PHI), T)
         if not self.errors:
             found = found.replace(mu_error=np.full(found.mu.shape, np.nan))
         windows = [

@@ -15,7 +15,6 @@ from typing import Any
 
 from ase.io import read, write
 
-
 # Its table of bond lengths has no hydrogen, and its command line no way to give one: that of H2.
 _MAIN = """
 from ace_jax.basis import radial_init

@@ -152,7 +152,6 @@ def _aimed(
     if surface is None or iteration < config.choice.target_from_iteration:
         return target
     step = np.asarray(surface.chemical_potential(target, temperature)) / (2 * np.array(config.sampling.phi))
-    step = np.where(np.isfinite(step), step, 0.0)  # on the boundary itself an exact mu is infinite
     domain = op.polytope
     wider = domain._replace(offsets=domain.offsets + BEYOND / np.linalg.norm(op.S, axis=1).max())
     return target + np.minimum(1.0, np.asarray(reach(wider, target, step)))[:, None] * step

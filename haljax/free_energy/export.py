@@ -324,7 +324,7 @@ static void solve(double matrix[D][D], double *right)
  * ln(1 + r), and so always descends. */
 static double ideal(const double *eta, double *field, double covariance[D][D])
 {
-    double entropy = 0;
+    double value = 0;
     for (int i = 0; i < D; i++) field[i] = 0;
     for (int s = 0; s < SUBLATTICES; s++) {
         double x = 0;
@@ -335,25 +335,25 @@ static double ideal(const double *eta, double *field, double covariance[D][D])
     double before = INFINITY;
     for (int step = 0, last = 0;; step++) {
         double change[D], r = 0;
-        entropy = 0;
+        value = 0;
         memset(covariance, 0, D * sizeof *covariance);
         for (int i = 0; i < D; i++) {
             change[i] = eta[i];
-            entropy += field[i] * eta[i];
+            value += field[i] * eta[i];
         }
         for (int s = 0; s < SUBLATTICES; s++) {
             const double *p = patterns + s * D;
             double t = 0;
             for (int i = 0; i < D; i++) t += field[i] * p[i];
             const double x = 1 / (1 + exp(-t)), filled = x + $TINY2 * sinh(t);
-            const double bend = x / (1 + exp(t)) + $TINY2 * cosh(t);
-            entropy -= ((t > 0 ? t : 0) + log1p(exp(-fabs(t))) + $TINY2 * (cosh(t) - 1)) * SHARE;
+            const double curve = x / (1 + exp(t)) + $TINY2 * cosh(t);
+            value -= ((t > 0 ? t : 0) + log1p(exp(-fabs(t))) + $TINY2 * (cosh(t) - 1)) * SHARE;
             for (int i = 0; i < D; i++) {
                 change[i] -= p[i] * filled * SHARE;
-                for (int j = 0; j <= i; j++) covariance[i][j] += p[i] * p[j] * bend * SHARE;
+                for (int j = 0; j <= i; j++) covariance[i][j] += p[i] * p[j] * curve * SHARE;
             }
         }
-        if (last || step == $STEPS) return entropy;
+        if (last || step == $STEPS) return value;
         solve(covariance, change);
         for (int s = 0; s < SUBLATTICES; s++) {
             double t = 0;
@@ -361,7 +361,7 @@ static double ideal(const double *eta, double *field, double covariance[D][D])
             r = fmax(r, fabs(t));
         }
         for (int i = 0; i < D; i++) field[i] += change[i] * (r > 0 ? log1p(r) / r : 1);
-        last = !(r > 1e-9) || (r < 0.1 && r > before / 2); /* or rounding */
+        last = !(r > 1.5e-9) || (r < 0.01 && r > before / 2); /* or rounding */
         before = r;
     }
 }

@@ -1,4 +1,4 @@
-"""Order-parameter mean field: a free energy known in closed form, in any number of order parameters.
+"""Order-parameter mean field: a free energy known exactly, in any number of order parameters.
 
 The energy of N cells depends on the order parameters alone, ``E = N Phi(eta)``, and states are counted exactly, so
 that for N -> infinity
@@ -6,6 +6,7 @@ that for N -> infinity
     g(eta, T) = Phi(eta) + kT / n_s sum_k [x_k ln x_k + (1 - x_k) ln(1 - x_k)]
 
 with the sublattices' fractions x of greatest entropy at this eta (`haljax.lattice.ideal`).
+
 One sublattice and a quadratic Phi is the regular solution of Bragg & Williams, Proc. R. Soc. A 145, 699 (1934),
 doi:10.1098/rspa.1934.0132; Phi of invariant polynomials has the wells, walls and symmetry of a real ordering system,
 and every label costs nothing.
@@ -24,7 +25,7 @@ import numpy as np
 from haljax.free_energy.data import Labels, labels
 from haljax.free_energy.minimise import minimise
 from haljax.lattice.ideal import TINY, checked, fractions, negentropy
-from haljax.lattice.polytope import Polytope, pull_inside
+from haljax.lattice.polytope import half_spaces, pull_inside
 from haljax.lattice.units import KB
 
 
@@ -110,7 +111,7 @@ def exact_labels(
     """
     x = np.asarray(jax.vmap(lambda e: fractions(field.patterns, e))(jnp.asarray(eta)))
     missed = np.abs(x @ np.transpose(field.patterns) / x.shape[1] - eta).max(axis=1)
-    outside = np.flatnonzero((missed > 1e-6) | (np.minimum(x, 1 - x).min(axis=1) < 10 * TINY))
+    outside = np.flatnonzero(~((missed <= 1e-6) & (np.minimum(x, 1 - x).min(axis=1) >= 10 * TINY)))
     if outside.size:
         raise ValueError(
             f"{outside.size} points are not inside the domain, first row {outside[0]}: every sublattice's fraction "
@@ -141,7 +142,6 @@ class _Biased(NamedTuple):
 def biased_labels(
     key: jax.Array,
     field: MeanField,
-    domain: Polytope,
     kappa: Any,
     phi: Any,
     temperature: float,
@@ -162,10 +162,13 @@ def biased_labels(
     """
     kappa = jnp.asarray(kappa)
     phi = jnp.broadcast_to(jnp.asarray(phi, kappa.dtype).reshape(-1, kappa.shape[-1]), kappa.shape)
-    centre = domain.chebyshev_centre()[0][None, :]
-    start = jnp.asarray(pull_inside(domain, centre, np.asarray(kappa), margin=0.01))
+    patterns = np.asarray(field.patterns)
+    lower, upper = (np.mean(part, axis=1) for part in (np.minimum(patterns, 0), np.maximum(patterns, 0)))
+    # A box around all fillings: what holds a window inside is the free energy.
+    box = half_spaces(np.vstack([np.eye(len(lower)), -np.eye(len(lower))]), np.concatenate([upper, -lower]))
+    start = jnp.asarray(pull_inside(box, (lower + upper)[None] / 2, np.asarray(kappa), margin=0.01))
     biased = _Biased(field, kappa, phi)
-    eta = minimise(biased, domain, start, temperature).eta
+    eta = minimise(biased, box, start, temperature).eta
     hessian = field.hessian(eta, temperature)
     bend, scale = biased.hessian(eta, temperature), KB * temperature / n_cells / samples
     covariance = scale * jnp.linalg.inv(bend)

@@ -83,34 +83,43 @@ def minimise(
     small = jnp.finfo(start.dtype).eps
     planes = jnp.asarray(domain.normals, start.dtype)
 
-    def objective(weight, eta):
+    def walled(value, weight, eta):
         slack = domain.slack(eta)
         inside = jnp.all(slack > 0, axis=-1)
         logs = jnp.sum(jnp.log(jnp.where(slack > 0, slack, 1)), axis=-1)
-        return jnp.where(inside, surface.free_energy(eta, temperature) - weight * logs, jnp.inf)
+        return jnp.where(inside, value - weight * logs, jnp.inf)
 
-    def slopes(weight, eta):
-        inverse = 1 / domain.slack(eta)
-        gradient = surface.chemical_potential(eta, temperature) + weight * inverse @ planes
-        hessian = surface.hessian(eta, temperature) + weight * jnp.einsum("nf,fi,fj->nij", inverse**2, planes, planes)
-        return gradient[:, free], hessian[:, free][:, :, free]
+    def derivatives(eta):
+        """g, its gradient and its Hessian, all from one pass; the rows know nothing of each other."""
+
+        def total(eta):
+            value = surface.free_energy(eta, temperature)
+            return jnp.sum(value), value
+
+        gradient, push, value = jax.linearize(jax.grad(total, has_aux=True), eta, has_aux=True)
+        along = jnp.broadcast_to(jnp.eye(d, dtype=eta.dtype)[:, None], (d, m, d))
+        return value, gradient, jnp.moveaxis(jax.vmap(push)(along), 0, -1)
 
     def halve(carry):
         length, _, eta, value, slope, direction, weight = carry
-        new = objective(weight, eta + length[:, None] * direction)
+        moved = eta + length[:, None] * direction
+        new = walled(surface.free_energy(moved, temperature), weight, moved)
         fine = new <= value + 1e-4 * length * slope + 8 * small * jnp.maximum(jnp.abs(value), 1e-3)
         return jnp.where(fine, length, length / 2), fine, eta, value, slope, direction, weight
 
     def step(carry):
         count, weight, eta, _ = carry
-        gradient, hessian = slopes(weight, eta)
-        value, vectors = jnp.linalg.eigh(hessian)
+        g, gradient, hessian = derivatives(eta)
+        inverse = 1 / domain.slack(eta)
+        gradient = (gradient + weight * inverse @ planes)[:, free]
+        hessian = hessian + weight * jnp.einsum("nf,fi,fj->nij", inverse**2, planes, planes)
+        value, vectors = jnp.linalg.eigh(hessian[:, free][:, :, free])
         value = jnp.maximum(jnp.abs(value), 1e-9 * jnp.max(jnp.abs(value), axis=-1, keepdims=True) + 1e-12)
         along = jnp.einsum("nji,nj->ni", vectors, gradient) / value
         direction = jnp.zeros_like(eta).at[:, free].set(-jnp.einsum("nij,nj->ni", vectors, along))
         slope = jnp.sum(gradient * direction[:, free], axis=-1)
         length = jnp.minimum(0.95 * reach(domain, eta, direction), 1.0)
-        carry = length, jnp.zeros(m, bool), eta, objective(weight, eta), slope, direction, weight
+        carry = length, jnp.zeros(m, bool), eta, walled(g, weight, eta), slope, direction, weight
         more = lambda c: jnp.any(~c[1] & (c[0] > 1e-9))  # a row that cannot fall, or is NaN, gives up
         length, fine, *_ = jax.lax.while_loop(more, halve, carry)
         moved = jnp.where((fine & jnp.isfinite(slope))[:, None], eta + length[:, None] * direction, eta)
@@ -127,9 +136,10 @@ def minimise(
         return (eta, done), None
 
     (eta, done), _ = jax.lax.scan(stage, (start, jnp.zeros(m, bool)), jnp.array(barriers, start.dtype))
-    curvature = jnp.linalg.eigvalsh(surface.hessian(eta, temperature)[:, free][:, :, free])[:, 0]
+    value, _, hessian = derivatives(eta)
+    curvature = jnp.linalg.eigvalsh(hessian[:, free][:, :, free])[:, 0]
     done = done & jnp.isfinite(curvature) & jnp.all(domain.slack(eta) > 0, axis=1)
-    return Minima(eta, surface.free_energy(eta, temperature), curvature, done)
+    return Minima(eta, value, curvature, done)
 
 
 def distinct(points: Any, group: Any = None, tolerance: float = 1e-4) -> np.ndarray:

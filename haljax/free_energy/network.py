@@ -5,11 +5,12 @@ Natarajan, Van der Ven & Garikipati, CMAME 353, 201 (2019), doi:10.1016/j.cma.20
 
     g(eta, T) = kT / n_s sum_k [x_k ln x_k + (1 - x_k) ln(1 - x_k)]  +  G(h(eta), tau).
 
-The first term, the ideal solution with the x of greatest entropy at this eta (`haljax.lattice.ideal`), is known; with
-it mu diverges at the ends of composition as it must, which a network alone cannot. G is a network of invariants h of the order parameters' symmetry group, so that mu has that
-symmetry, and, where the temperature is an input, of ``tau = (T_0 / T - 1) / width``, linear in beta. G is written as
-an energy and not as beta times one: then ``d(beta g) / d beta = e`` is ``G + beta dG/d beta``, the ideal term drops
-out of it exactly, and at beta = 0 g goes over into the ideal solution plus the energy of the random state.
+The first term, the ideal solution with the x of greatest entropy at this eta (`haljax.lattice.ideal`), times the
+counted sites of a cell, is known; with it mu diverges at the ends of composition as it must, which a network alone
+cannot. G is a network of invariants h of the order parameters' symmetry group, so that mu has that symmetry, and,
+where the temperature is an input, of ``tau = (T_0 / T - 1) / width``, linear in beta. G is written as an energy and
+not as beta times one: then ``d(beta g) / d beta = e`` is ``G + beta dG/d beta``, the ideal term drops out of it
+exactly, and at beta = 0 g goes over into the ideal solution plus the energy of the random state.
 
 Compositions move g by a hundred times what ordering does. So features linear in eta, which are the compositions that
 the whole group leaves as they are, have a network of their own, and ordering has a second one with its own unit of
@@ -33,7 +34,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from haljax.lattice.ideal import checked, negentropy
+from haljax.lattice.ideal import checked, fractions, negentropy
 from haljax.lattice.units import KB
 
 SCHEMA_VERSION = 2
@@ -111,6 +112,12 @@ class Network:
 
         if self.patterns is not None:
             patterns = checked(self.patterns)
+            with jax.ensure_compile_time_eval():
+                if np.max(fractions(patterns, np.zeros(len(patterns)))) > 1e-6:
+                    raise ValueError(
+                        "at eta = 0 the patterns leave sublattices filled, but there g must be that of a pure state: "
+                        "count the composition among the order parameters, or leave the ideal term out (patterns=None)"
+                    )
             if self.dimension not in (0, len(patterns)):
                 raise ValueError(f"dimension is {self.dimension}, but there are {len(patterns)} patterns")
             fix("patterns", tuple(map(tuple, patterns.tolist())))
@@ -485,7 +492,12 @@ def _restore(described: dict[str, Any]) -> Any:
 
 
 def bucket(n: int) -> int:
-    """The least number >= n of at most three significant bits: programs for it serve all smaller n, 25 % away."""
+    """The least of 1, 32, 256 and then numbers of three significant bits that is no less than n.
+
+    A program costs a second to compile, some hundred points more cost milliseconds.
+    """
+    if n <= 256:
+        return next(size for size in (1, 32, 256) if n <= size) if n else 0
     step = 1 << max(0, n.bit_length() - 3)
     return -(-n // step) * step
 

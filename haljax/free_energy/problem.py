@@ -63,11 +63,11 @@ def problem(config: FreeEnergyConfig) -> Problem:
             "begin with the wave { q = [0, 0, 0] }, or a pattern of ones"
         )
     for well in config.order_parameters.wells:
-        fractions = op.S @ np.array(well)
-        if fractions.min() < -1e-9 or fractions.max() > 1 + 1e-9:
+        x = op.S @ np.array(well)
+        if x.min() < -1e-9 or x.max() > 1 + 1e-9:
             raise ValueError(
-                f"order_parameters.wells: {list(well)} is no order of this lattice: its sublattices would be filled "
-                f"to {fractions.min():.3g} to {fractions.max():.3g}; give order parameters eta between full and empty"
+                f"order_parameters.wells: {list(well)} is no order that these parameters can describe alone: "
+                f"sublattices would be filled to {x.min():.3g} to {x.max():.3g}; give eta between full and empty"
             )
     c = config.network
     several = len(config.sampling.temperature_K) > 1

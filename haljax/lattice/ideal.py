@@ -31,7 +31,8 @@ def fields(patterns: Any, eta: Any) -> jax.Array:
     """The fields a (d,), in units of kT per site, that hold the ideal solution at eta.
 
     Where a sublattice is emptier than 1e-12 or fuller than 1 - 1e-12, also outside the admissible domain, the
-    entropy is continued smoothly: a stays finite, and -s convex.
+    entropy is continued smoothly: a stays finite, and -s convex. As x nears that, or 1e-5 in float32, the rounding of
+    eta makes itself felt in ln x, and more in the curvature.
 
     Parameters
     ----------
@@ -70,7 +71,7 @@ def _fields(patterns: jax.Array, eta: jax.Array) -> jax.Array:
 
     def unfinished(state: tuple) -> jax.Array:
         _, r, last, i = state
-        rounding = (r < 0.1) & (r > last / 2)  # where x is tiny, eta's rounding moves t = ln x
+        rounding = (r < 0.01) & (r > last / 2)  # where x is tiny, eta's rounding moves t = ln x
         return (r > 0.1 * jnp.finfo(eta.dtype).eps ** 0.5) & ~rounding & (i < STEPS)
 
     far = jnp.asarray(jnp.inf, eta.dtype)

@@ -25,7 +25,6 @@ from haljax.free_energy.search import SearchResult
 from haljax.lattice.clusters import orbits
 from haljax.lattice.crystal import lattice
 from haljax.lattice.expansion import ClusterExpansion, save_expansion
-from haljax.lattice.polytope import from_sublattices
 from haljax.lattice.units import KB
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -48,8 +47,8 @@ class Exact:
             for kelvin in sorted(set(payload["temperature"])):
                 own = [w for w, T in enumerate(payload["temperature"]) if kelvin == T]
                 key, kappa = jax.random.key(payload["seed"] + int(kelvin)), np.array(payload["kappa"])[own]
-                field, domain = mean_field(_energy, S), from_sublattices(S)
-                found = biased_labels(key, field, domain, kappa, payload["phi"][0], kelvin)
+                field = mean_field(_energy, S)
+                found = biased_labels(key, field, kappa, payload["phi"][0], kelvin)
                 for k, w in enumerate(own):
                     label = {name: plain(np.asarray(value)[k]) for name, value in vars(found).items()}
                     effort = {"passes": 100, "equilibration": 10, "acceptance": 0.3}
@@ -265,7 +264,7 @@ def test_a_supercell_that_does_not_fit_is_refused_before_anything_runs(folder):
 def test_a_well_outside_the_domain_is_refused_before_anything_runs(folder):
     wrong = config(folder, "wrong-well")
     wrong["order_parameters"] = wrong["order_parameters"] | {"wells": [[0.5, 0.75]]}
-    with pytest.raises(ValueError, match=r"\[0.5, 0.75\] is no order of this lattice: .* filled to -0.25 to 1.25"):
+    with pytest.raises(ValueError, match=r"\[0.5, 0.75\] is no order that these parameters .* filled to -0.25 to 1.25"):
         FreeEnergy(wrong).plan()
 
 

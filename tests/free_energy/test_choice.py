@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
@@ -96,3 +98,12 @@ def test_weights_follow_what_points_taught(settings):
     assert new["setting_wells"] == 1.0 and new["billiard"] == 1.0  # the only one judged keeps the sum
     both = judged(weights, wrong, FIELD, {"billiard": known, "setting_wells": known.replace(mu=known.mu + 1.0)})
     assert both["billiard"] != both["setting_wells"] and abs(sum(both.values()) - 2.0) < 1e-12
+
+
+def test_what_is_resolved_is_judged_by_the_fractions_that_order_takes():
+    known = problem(FreeEnergyConfig.load(Path(__file__).parents[2] / "examples" / "lixcoo2.toml"))
+    mixed = np.array([0.5, *[0.12] * 6])  # one sublattice filled to 0.5 - 0.72 < 0, were there no order beside these
+    assert (known.order_parameters.S @ mixed).min() < -0.2 and known.resolved(mixed)
+    assert not known.targets().contains(mixed)
+    for x, enough in ((0.004, False), (0.006, True)):  # 216 sites a sublattice
+        assert known.resolved(np.eye(7)[0] * x) == known.resolved(np.eye(7)[0] * (1 - x)) == enough

@@ -47,13 +47,17 @@ def compiled(path):
     return call
 
 
+# not orthogonal, and more sublattices than order parameters by three
+UNEVEN = np.array([[1.0, 1, 1, 1, 1, 1], [1, 1, -1, -1, 2, 0], [1, -1, 1, -1, 0, 1]])
+
+
 @pytest.mark.parametrize(
     "net",
     [
         network(),
         network(temperature=True, activation="tanh", widths=(12, 20, 8)),
         idnn(INVARIANTS, 3, (10,), "tanh"),
-        Network(INVARIANTS, PATTERNS, (6, 6), temperature=True, separate=False),
+        Network(INVARIANTS, UNEVEN, (6, 6), temperature=True, separate=False, sites=2),
     ],
 )
 def test_c_is_the_surface(tmp_path, net):

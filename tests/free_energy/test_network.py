@@ -220,7 +220,7 @@ def test_sizes_share_programs():
     for n in (58, 60, 64):
         assert surface.free_energy(eta[:n], T).shape == (n,)
     assert module._evaluate._cache_size() == compiled
-    assert all(n <= bucket(n) <= max(8, 1.25 * n) for n in range(1, 3000))
+    assert all(n <= bucket(n) <= max(256, 1.25 * n) for n in range(3000)) and bucket(1) == 1
     assert surface.free_energy(eta[:0], T).shape == (0,)
 
 
@@ -279,6 +279,7 @@ def test_files_that_are_none(tmp_path, monkeypatch):
         (dict(activation="relu"), "choose one of tanh, softplus"),
         (dict(patterns=None), "number of order parameters"),
         (dict(patterns=[1.0, 2.0]), "patterns of shape"),
+        (dict(patterns=[[1.0, -1.0]]), "at eta = 0 the patterns leave sublattices filled"),
         (dict(dimension=5), "dimension is 5"),
     ],
 )

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haljax.free_energy.criteria.view import Proposal, View
+from haljax.free_energy.network import bucket
 from haljax.lattice.ideal import negentropy
 from haljax.lattice.polytope import Polytope, extreme, pull_inside, reach
 from haljax.lattice.units import KB
@@ -98,11 +99,12 @@ def scale(view: View) -> np.ndarray:
 
 def curvatures(view: View, points: Any) -> jax.Array:
     """Eigenvalues (m, d) of the predicted Hessian, ascending; see `View.patterns` for what is left out of it."""
-    points = jnp.asarray(points)
+    points, n = jnp.asarray(points), len(points)
+    points = jnp.concatenate([points, jnp.repeat(points[:1], bucket(n) - n, axis=0)])  # sizes share a few programs
     hessian = view.surface.hessian(points, view.temperature)
     if view.patterns is not None:
         hessian = hessian - view.sites * KB * view.temperature * _ideal(jnp.asarray(view.patterns), points)
-    return eigenvalues(hessian)
+    return eigenvalues(hessian)[:n]
 
 
 @jax.jit
