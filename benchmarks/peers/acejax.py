@@ -61,17 +61,21 @@ def _plain(atoms: Any) -> Any:
     return copy
 
 
-def calculator_seconds(python: str, atoms: Any, order: int, degree: int, cutoff: float, repeats: int) -> dict:
-    """Median wall time of one energy-and-forces call of its ASE calculator, with a basis of the same size."""
+def times(
+    python: str, atoms: Any, elements: tuple, order: int, degree: int, cutoff: float, repeats: int, dtype: str = "float64"
+) -> dict[str, dict[str, float]]:
+    """Median and spread of the wall time of energy, forces and stress, with a basis of the same size.
+
+    Of its ASE "calculator", and of its jax-md "adapter" where the cell is large enough for that.
+    """
     script = Path(__file__).with_name("_time_ace_jax.py")
     with tempfile.TemporaryDirectory() as folder:
         write(f"{folder}/atoms.xyz", atoms, format="extxyz")
-        elements = ",".join(sorted(set(atoms.symbols)))
         _run(
-            python, "basis", "--elements", elements, "--order", str(order), "--max-degree", str(degree),
+            python, "basis", "--elements", ",".join(elements), "--order", str(order), "--max-degree", str(degree),
             "--rcut", str(cutoff), "--out", f"{folder}/basis.npz",
         )  # fmt: skip
-        command = [python, str(script), f"{folder}/basis.npz", f"{folder}/atoms.xyz", str(repeats)]
+        command = [python, str(script), f"{folder}/basis.npz", f"{folder}/atoms.xyz", str(repeats), dtype]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(done.stderr[-2000:])

@@ -281,7 +281,8 @@ class Dynamics(Table):
             ramp = isinstance(plain, list | tuple) and len(plain) == 2
             values[name] = dict(zip(("from", "to"), plain, strict=True)) if ramp else plain
         try:
-            return type(self).model_validate(dict(self) | values)
+            # What was set alone: defaults are checked otherwise than given values.
+            return type(self).model_validate({name: getattr(self, name) for name in self.model_fields_set} | values)
         except ValidationError as error:
             raise ValueError(f"hal_{corrections(type(self), error)[0]}") from None
 

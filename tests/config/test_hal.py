@@ -117,6 +117,8 @@ def test_ramps_and_lists_are_dealt_out_to_the_replicas(data):
 def test_a_start_structure_may_override_the_dynamics(data):
     dynamics = HALConfig.load(data).dynamics
     assert dynamics.overridden({"energy": 1.0}) == dynamics
+    rare = type(dynamics)(temperature_K=300.0, check_interval=50)  # of which the default cell_interval is no multiple
+    assert rare.overridden({"hal_tau_rel": 0.3}).check_interval == 50
     info = {
         "hal_temperature_K": np.array([300, 900]),
         "hal_pressure_GPa": np.float64(1.5),
