@@ -33,7 +33,7 @@ SIZES = (32, 256, 2048, 16384)
 
 
 def crystal(elements: tuple[str, ...], n: int):
-    """At least n atoms of a rattled crystal: diamond, fcc, or a caesium-chloride-like packing of C, H and O."""
+    """At least n atoms of a rattled crystal: silicon's, or fcc with the elements at random."""
     from ase.build import bulk
 
     rng = np.random.default_rng(0)
@@ -41,7 +41,7 @@ def crystal(elements: tuple[str, ...], n: int):
         cell, repeat = bulk("Si", cubic=True), {32: (2, 2, 1), 256: (4, 4, 2), 2048: (8, 8, 4), 16384: (16, 16, 8)}[n]
     else:
         a = 3.9 if "Al" in elements else 3.2
-        cell, repeat = bulk("Al", "fcc", a=a, cubic=True), {32: (2,) * 3, 256: (4,) * 3, 2048: (8,) * 3, 16384: (16,) * 3}[n]
+        cell, repeat = bulk("Al", "fcc", a=a, cubic=True), (round((n / 4) ** (1 / 3)),) * 3
     atoms = cell * repeat
     atoms.symbols = rng.choice(elements, len(atoms))
     atoms.rattle(0.05, seed=1)

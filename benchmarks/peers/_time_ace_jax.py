@@ -50,9 +50,10 @@ def adapter(model: str, atoms, repeats: int, dtype: str) -> dict[str, float]:
     capacity = jaxmd.capacity(R, found, displacement, cutoff)
     potential = jaxmd.potential(model, displacement, numbers, K=capacity, dtype=dtype)
 
-    @jax.jit
-    def evaluate(R, strain):
-        return jax.value_and_grad(lambda R, s: potential.energy(R, found, perturbation=jnp.eye(3, dtype=dtype) + s), (0, 1))(R, strain)
+    def energy(R, strain):
+        return potential.energy(R, found, perturbation=jnp.eye(3, dtype=dtype) + strain)
+
+    evaluate = jax.jit(jax.value_and_grad(energy, (0, 1)))
 
     zero = jnp.zeros((3, 3), dtype)
     return median(lambda: jax.block_until_ready(evaluate(R, zero)), repeats)

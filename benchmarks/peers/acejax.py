@@ -62,7 +62,14 @@ def _plain(atoms: Any) -> Any:
 
 
 def times(
-    python: str, atoms: Any, elements: tuple, order: int, degree: int, cutoff: float, repeats: int, dtype: str = "float64"
+    python: str,
+    atoms: Any,
+    elements: tuple,
+    order: int,
+    degree: int,
+    cutoff: float,
+    repeats: int,
+    dtype: str = "float64",
 ) -> dict[str, dict[str, float]]:
     """Median and spread of the wall time of energy, forces and stress, with a basis of the same size.
 

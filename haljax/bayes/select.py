@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
@@ -41,7 +43,13 @@ def select(
     if n > n_pool:
         raise ValueError(f"cannot select {n} of a pool of {n_pool}: ask for at most {n_pool}, or enlarge the pool")
     noise = 1 / jnp.sqrt(posterior.noise_precision) if noise is None else jnp.asarray(noise)
-    g = features @ posterior.factor / jnp.broadcast_to(noise, (n_pool, r))[:, :, None]
+    return _greedy(features @ posterior.factor / jnp.broadcast_to(noise, (n_pool, r))[:, :, None], n)
+
+
+@partial(jax.jit, static_argnums=1)
+def _greedy(g: jax.Array, n: int) -> tuple[jax.Array, jax.Array]:
+    """The picks (n,) and gains (n,) from whitened features g (n_pool, r, M)."""
+    n_pool, r, _ = g.shape
 
     def pick(state, _):
         g, free = state

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from functools import lru_cache, partial
+from importlib import import_module
+from importlib.util import find_spec, module_from_spec
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +18,25 @@ from haljax.potentials import Parameters, energy_and_sigma
 from haljax.structures import Neighbours, NeighbourState, System, must_rebuild, refresh
 
 MARGIN = 0.2  # Å of the skin kept for the motion between looking at the list and using it
+
+
+def _simulate() -> ModuleType:
+    """jax-md's integrators alone: its package imports several neural networks first, and computes, for seconds.
+
+    At import, since it adds to jax's settings, and what was compiled under others is compiled again.
+    """
+    if "jax_md" in sys.modules:
+        return import_module("jax_md.simulate")
+    spec = find_spec("jax_md")
+    assert spec is not None
+    sys.modules["jax_md"] = module_from_spec(spec)  # which knows where its modules are, and was not executed
+    try:
+        return import_module("jax_md.simulate")
+    finally:
+        del sys.modules["jax_md"]  # who imports the package gets the whole of it
+
+
+simulate = _simulate()
 
 
 class Hamiltonian(NamedTuple):
@@ -117,8 +140,6 @@ def langevin_step(
 
     Source: Davidchack, Ouldridge, Tretyakov, J Chem Phys 142, 144114 (2015), doi:10.1063/1.4916312.
     """
-    from jax_md import simulate
-
     system = replica.system
 
     def force(positions: jax.Array, **_: Any) -> jax.Array:
