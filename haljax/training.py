@@ -15,7 +15,7 @@ import numpy as np
 
 from haljax import bayes
 from haljax.ace import ACEBasis, core_energy, descriptor, descriptor_gradient
-from haljax.bayes import Posterior, Statistics, accumulate, empty, one_blas_thread, require_x64
+from haljax.bayes import Posterior, Statistics, accumulate, empty, one_blas_thread, require_x64, seen_rows
 from haljax.model import FitSettings, Model
 from haljax.potentials import _voigt
 from haljax.structures import (
@@ -156,6 +156,8 @@ def solve(basis: ACEBasis, settings: FitSettings, statistics: Statistics) -> tup
     if not int(statistics.n):
         raise ValueError("there is nothing to learn from: every label is missing or has weight 0")
     scale = jnp.asarray(basis.smoothness(settings.smoothness))
+    if settings.solver == "brr":
+        statistics = seen_rows(statistics)
     with one_blas_thread():
         posterior, info = jax.block_until_ready(_SOLVERS[settings.solver](statistics, scale))
     if not np.isfinite(float(posterior.log_evidence)):

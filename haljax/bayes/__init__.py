@@ -6,7 +6,7 @@ from haljax.bayes.calibrate import calibration, coverage
 from haljax.bayes.evidence import Info, ard, brr
 from haljax.bayes.posterior import Posterior, committee, posterior, update, variance
 from haljax.bayes.select import select
-from haljax.bayes.statistics import Statistics, absorb, accumulate, empty, one_blas_thread, require_x64
+from haljax.bayes.statistics import Statistics, absorb, accumulate, empty, one_blas_thread, require_x64, seen_rows
 
 __all__ = [
     "Info",
@@ -23,6 +23,7 @@ __all__ = [
     "one_blas_thread",
     "posterior",
     "require_x64",
+    "seen_rows",
     "select",
     "update",
     "variance",

@@ -48,10 +48,12 @@ def brr(stats: Statistics, scale: jax.Array | None = None) -> tuple[Posterior, I
     (default: ones). One SVD of ``R / scale``; then a step costs O(M) and runs until alpha and lambda change
     by less than 1e-10 of themselves. Directions that the data have not seen keep their prior variance. The
     log evidence includes the hyper-priors' terms, as scikit-learn's ``scores_``.
+
+    Where fewer rows than functions were seen, give `seen_rows` of the statistics: the SVD is then that of as many.
     """
-    M = stats.z.shape[0]
+    M = stats.R.shape[1]
     scale = jnp.ones(M) if scale is None else scale
-    u, s, vt = jnp.linalg.svd(stats.R / scale[None, :])
+    u, s, vt = jnp.linalg.svd(stats.R / scale[None, :], full_matrices=False)
     z = u.T @ stats.z
 
     def solve(alpha, lam):
@@ -75,9 +77,12 @@ def brr(stats: Statistics, scale: jax.Array | None = None) -> tuple[Posterior, I
     log_evidence = 0.5 * (
         stats.n * jnp.log(alpha / (2 * jnp.pi)) - alpha * sse - lam * jnp.sum(c**2) - jnp.sum(jnp.log(precision / lam))
     )
+    factor = vt.T / jnp.sqrt(precision)[None, :]
+    if len(s) < M:  # the symmetric root, which has the prior's variance across the rows of vt
+        factor = (jnp.eye(M) - (vt.T * (1 - jnp.sqrt(lam / precision))[None, :]) @ vt) / jnp.sqrt(lam)
     result = Posterior(
         mean=vt.T @ c / scale,
-        factor=vt.T / jnp.sqrt(precision)[None, :] / scale[:, None],
+        factor=factor / scale[:, None],
         noise_precision=alpha,
         prior_precision=lam * scale**2,
         log_evidence=log_evidence + _log_hyperprior(alpha) + _log_hyperprior(lam),

@@ -96,6 +96,21 @@ def accumulate(stats: Statistics, blocks: Iterable[tuple[np.ndarray, np.ndarray]
         return jax.block_until_ready(stats)
 
 
+def seen_rows(stats: Statistics) -> Statistics:
+    """The same without rows of R and z that are zero to rounding, filled up to one of a few sizes; on the host.
+
+    For `brr`, where fewer rows than functions were seen.
+    """
+    M = len(stats.z)
+    if int(stats.n) >= M:
+        return stats
+    block = np.column_stack([stats.R, stats.z])
+    size = np.abs(block).max(axis=1)
+    block = block[size > 1e-14 * size.max()]  # anywhere, where functions are zero in all of the data
+    block = np.concatenate([block, np.zeros((max(bucket(len(block)) - len(block), 0), M + 1))])[:M]
+    return stats._replace(R=jnp.asarray(block[:, :M]), z=jnp.asarray(block[:, M]))
+
+
 def one_blas_thread() -> AbstractContextManager:
     """BLAS alone on one thread: beside XLA's own threads more of them only get in each other's way."""
     return _blas().limit(limits=1, user_api="blas")

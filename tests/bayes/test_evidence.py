@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import ARDRegression, BayesianRidge
 
-from haljax.bayes import ard, brr, empty, posterior
+from haljax.bayes import ard, brr, empty, posterior, seen_rows
 
 from .problems import close, covariance, regression, statistics
 
@@ -14,10 +14,17 @@ from .problems import close, covariance, regression, statistics
 REGIMES = [(200, 20, None), (30, 50, None), (100, 30, 20), (25, 30, 20)]
 
 
+@pytest.mark.parametrize("zero", [0, 12])  # functions that are zero in all of the data, an absent element's say
 @pytest.mark.parametrize("n, M, rank", REGIMES)
-def test_brr_is_scikit_learns(n, M, rank):
+def test_brr_is_scikit_learns(n, M, rank, zero):
     rows, targets = regression(n, M, rank=rank, noise=0.3)
-    fit, info = brr(statistics(rows, targets))
+    rows, M = jnp.concatenate([jnp.zeros((n, zero)), rows], axis=1), M + zero
+    seen = seen_rows(statistics(rows, targets))
+    assert len(seen.R) == M if n >= M else (rank or n) <= len(seen.R) < M
+    fit, info = brr(seen)
+    whole, _ = brr(statistics(rows, targets))
+    close(covariance(fit), covariance(whole), 1e-9)
+    close(fit.mean, whole.mean, 1e-9)
     peer = BayesianRidge(fit_intercept=False, compute_score=True, tol=1e-15, max_iter=10_000)
     peer.fit(rows, targets)
     assert info.converged and info.active.all()
