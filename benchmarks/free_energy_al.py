@@ -17,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +136,7 @@ def campaign(folder: Path, strategy: str, seed: int, iterations: int, points: in
         "criteria": {"start": start, **share},
         "stop": {"max_iterations": iterations},
     }
-    with ThreadPoolExecutor(1) as executor:
+    with ThreadPoolExecutor(1) as executor, suppress(RuntimeError):  # a criterion alone may have nothing to propose
         hx.FreeEnergy(config, sampler=Windows(not changes.get("no_errors")), executor=executor).run()
     curve = []
     for record in read_journal(directory / "journal.jsonl"):

@@ -313,6 +313,9 @@ def _rows(network: Network, scaling: Scaling, labels: Labels, settings: Training
             total = np.nansum((centred - mean) ** 2)
             size = np.sqrt(total / max(count.sum(), 1))
             spread[of] = size if size > 1e-12 else 1.0
+        if about_zero:  # second derivatives that vanish, of composition by order say, must not count infinitely
+            diagonal = np.diagonal(spread)
+            spread = np.maximum(spread, 0.1 * np.sqrt(diagonal[:, None] * diagonal[None, :]))
         w = known / ((settings.error_floor * spread[None]) ** 2 + np.where(np.isfinite(error), error, 0.0) ** 2)
         w *= weight * n / max((w * spread[None] ** 2).sum(), 1e-300)
         return padded(np.where(known, value, 0.0)), padded(w)
