@@ -10,12 +10,13 @@ import pytest
 
 from haljax.free_energy import training
 from haljax.free_energy.data import labels
+from haljax.free_energy.mean_field import exact_labels as exact_field_labels
 from haljax.free_energy.mean_field import mean_field
 from haljax.free_energy.network import Network, chemical_potential, energy, features, hessian, ideal, scaling_of
 from haljax.free_energy.training import TrainingSettings, train
 
 from .half_cube import PATTERNS as HALF_CUBE
-from .square import exact, exact_energy, exact_labels, inside, network
+from .square import PATTERNS, exact, exact_energy, exact_labels, inside, network
 from .test_network import published
 
 T = 300.0
@@ -76,6 +77,22 @@ def test_hessians_help_where_labels_are_scarce():
         for w in (0.0, 1.0)
     ]
     assert np.all(found[1] < 0.7 * found[0]), found
+
+
+def test_second_derivatives_that_vanish_do_not_count_for_ever():
+    """Composition and order do not couple here, but for the noise of the labels."""
+    field = mean_field(
+        lambda eta: 0.4 * eta[0] ** 2 - 0.15 * (eta[1] ** 2 + eta[2] ** 2) + 0.3 * eta[1] ** 2 * eta[2] ** 2, PATTERNS
+    )
+    data, eta = exact_field_labels(field, inside(40, margin=0.05), T), inside(200, seed=7, margin=0.1)
+    noise = 1e-5 * np.random.default_rng(0).normal(size=data.hessian.shape)
+    data = data.replace(hessian=data.hessian + noise)
+    found = []
+    for weight in (0.0, 0.1):
+        surface, _ = train(jax.random.key(0), network(), data, settings=replace(SHORT, hessian_weight=weight))
+        gap = surface.chemical_potential(eta, T) - field.chemical_potential(eta, T)
+        found.append(np.sqrt(np.mean(gap**2, axis=0)))
+    assert np.all(found[1] < found[0]), found
 
 
 def test_noisy_labels_count_less():
