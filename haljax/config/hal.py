@@ -262,6 +262,8 @@ class Dynamics(Table):
     """highest pressure of a periodic system allowed, of either sign, GPa"""
     replicas_per_batch: Count | None = None
     """replicas stepped together; where absent, up to 8 on each core of a CPU, and all on a GPU"""
+    devices: Count | None = None
+    """devices of jax on which replicas are shared out; where absent, all"""
 
     def overridden(self, info: Mapping[str, Any]) -> Self:
         """These for a replica from a start structure with ``info["hal_…"]``, as in ACEHAL; two numbers are a ramp.

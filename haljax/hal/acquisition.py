@@ -74,7 +74,11 @@ def explore(
     alike: dict[tuple[int, Protocol], list[int]] = {}
     for i, (replica, atoms) in enumerate(zip(own, starts, strict=True)):
         alike.setdefault((bucket(len(atoms)), _protocol(replica)), []).append(i)
-    width = dynamics.replicas_per_batch or _width(len(starts))
+    devices = dynamics.devices or jax.device_count()
+    if devices > jax.device_count():
+        raise ValueError(f"dynamics.devices = {devices}, but jax has {jax.device_count()} here: give at most that")
+    width = dynamics.replicas_per_batch or _width(len(starts), devices)
+    width = -(-width // devices) * devices
     batches = [
         (size, protocol, members[k : k + width])
         for (size, protocol), members in alike.items()
@@ -107,6 +111,7 @@ def explore(
             idle=np.arange(width) >= len(members),
             capacity=room[size],
             on_block=on_block,
+            devices=devices,
         )
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -129,9 +134,12 @@ def room_for(basis: ACEBasis, skin: float, structures: Sequence[Atoms]) -> dict[
     return {size: room(systems, basis.cutoff + skin) for size, systems in by_size.items()}
 
 
-def _width(n_replicas: int) -> int:
-    """Replicas stepped together: all on a GPU; on a CPU a share for each core, of 8 at most (measured best: 4 to 8)."""
-    return n_replicas if jax.default_backend() != "cpu" else min(8, -(-n_replicas // (os.cpu_count() or 1)))
+def _width(n_replicas: int, devices: int) -> int:
+    """Replicas stepped together: all on GPUs; on a CPU a share for each core, of 8 at most (measured best: 4 to 8)."""
+    if jax.default_backend() != "cpu":
+        return n_replicas
+    at_once = devices if devices > 1 else os.cpu_count() or 1
+    return devices * min(8, -(-n_replicas // at_once))
 
 
 def _protocol(dynamics: Dynamics) -> Protocol:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
 from haljax.ace import ACEBasis
 from haljax.ace.basis import CORE_OUTER
@@ -35,6 +36,7 @@ from haljax.structures import NeighbourState, System, bucket, neighbour_list, ne
 Array = Any  # numpy or JAX
 
 BLOCK = 10  # checks between two looks of the host
+EACH = PartitionSpec("replicas")
 
 
 class Protocol(NamedTuple):
@@ -139,7 +141,20 @@ def _along(ramp: jax.Array, progress: jax.Array) -> jax.Array:
     return ramp[0] + (ramp[1] - ramp[0]) * jnp.clip(progress, 0.0, 1.0)
 
 
-@partial(jax.jit, static_argnames=("basis", "capacity", "stencil", "skin"))
+def _spread(devices: int, function: Callable, arguments: tuple, results: Any) -> Callable:
+    """`function` on so many devices at once, each with its share of the replicas; no word passes between them.
+
+    `arguments` and `results` say along which axis each is shared out.
+    """
+    if devices == 1:
+        return function
+    mesh = jax.make_mesh(
+        (devices,), ("replicas",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
+    )
+    return jax.shard_map(function, mesh=mesh, in_specs=arguments, out_specs=results, check_vma=False)
+
+
+@partial(jax.jit, static_argnames=("basis", "capacity", "stencil", "skin", "devices"))
 def _begin(
     basis: ACEBasis,
     params: HALParameters,
@@ -150,6 +165,7 @@ def _begin(
     skin: float,
     capacity: int,
     stencil: tuple[int, int, int],
+    devices: int = 1,
 ) -> Trajectory:
     def one(system: System, kT: jax.Array, key: jax.Array) -> Trajectory:
         momentum_key, key = jax.random.split(key)
@@ -162,7 +178,7 @@ def _begin(
             replica, lists, Bias(zero, zero), start, start, system, start, shortage_of(system, lists.neighbours)
         )
 
-    return jax.vmap(one)(systems, kT, keys)
+    return _spread(devices, jax.vmap(one), (EACH, EACH, EACH), EACH)(systems, kT, keys)
 
 
 def _check(
@@ -236,7 +252,7 @@ def _check(
     )
 
 
-@partial(jax.jit, static_argnames=("basis", "protocol", "n_checks", "stencil"))
+@partial(jax.jit, static_argnames=("basis", "protocol", "n_checks", "stencil", "devices"))
 def _block(
     basis: ACEBasis,
     protocol: Protocol,
@@ -246,8 +262,28 @@ def _block(
     tick: jax.Array,
     n_checks: int,
     stencil: tuple[int, int, int],
+    devices: int = 1,
 ) -> tuple[Trajectory, Observation]:
     """``n_checks`` rounds of dynamics, moves and a check; replicas that have stopped stay as they are."""
+    everyone = PartitionSpec()
+    return _spread(
+        devices,
+        partial(_rounds, basis, protocol, n_checks, stencil),
+        (everyone, EACH, EACH, everyone),
+        (EACH, PartitionSpec(None, "replicas")),
+    )(params, conditions, trajectory, tick)
+
+
+def _rounds(
+    basis: ACEBasis,
+    protocol: Protocol,
+    n_checks: int,
+    stencil: tuple[int, int, int],
+    params: HALParameters,
+    conditions: Conditions,
+    trajectory: Trajectory,
+    tick: jax.Array,
+) -> tuple[Trajectory, Observation]:
     h = hamiltonian(basis)
 
     def progress(state: Trajectory) -> jax.Array:
@@ -351,6 +387,7 @@ def run(
     idle: np.ndarray,
     capacity: int = 0,
     on_block: Callable[[Observation], Any] = lambda _: None,
+    devices: int = 1,
 ) -> Run:
     """Run a batch of replicas until each has stopped.
 
@@ -363,19 +400,22 @@ def run(
     idle : (B,) bool, replicas that only fill the batch and never run.
     capacity : neighbours an atom to start with; grows.
     on_block : called with the observations of every finished block.
+    devices : on which the replicas are shared out, as many on each.
     """
+    if len(idle) % devices:
+        raise ValueError(f"{len(idle)} replicas cannot be shared out evenly on {devices} devices: add idle ones")
     if np.all(idle):
         raise ValueError("every replica of the batch is idle: there is nothing to run")
     reach = basis.cutoff + protocol.skin
     stencil = _stencil(systems, reach)
     singles = (System(*(np.asarray(leaf)[i] for leaf in systems)) for i in range(len(idle)))
     capacity = max(capacity, room(singles, reach))
-    state = _begin(basis, params, systems, masses, conditions.kT[:, 0], keys, protocol.skin, capacity, stencil)
+    state = _begin(basis, params, systems, masses, conditions.kT[:, 0], keys, protocol.skin, capacity, stencil, devices)
     state = state._replace(status=jnp.where(jnp.asarray(idle), Status.FINISHED, state.status).astype(jnp.int32))
     observations: list[Observation] = []
     tick = 0
     while bool(jnp.any(state.status == Status.RUNNING)):
-        new, seen = _block(basis, protocol, params, conditions, state, jnp.asarray(tick), BLOCK, stencil)
+        new, seen = _block(basis, protocol, params, conditions, state, jnp.asarray(tick), BLOCK, stencil, devices)
         shortage = np.asarray(new.shortage)
         if shortage.any():
             if (shortage < 0).any():
