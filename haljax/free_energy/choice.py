@@ -146,8 +146,8 @@ def _aimed(
 ) -> np.ndarray:
     """kappa (n, d): a window ends mu / (2 phi) short of its kappa, which is made up for as far as mu is known.
 
-    Beside the boundary, where mu diverges, only so far that no sublattice's fraction at kappa leaves [0, 1] by more
-    than `BEYOND`.
+    Beside the boundary, where mu diverges, only so far that no sublattice's fraction at kappa, without other order,
+    leaves [0, 1] by more than `BEYOND`.
     """
     if surface is None or iteration < config.choice.target_from_iteration:
         return target

@@ -202,7 +202,7 @@ def zigzag(lattice: Lattice) -> OrderParameters:
 
 
 def check_inside(order_parameters: OrderParameters, eta: Array, tolerance: float = 1e-9) -> None:
-    """Raise a ValueError unless every point of eta (..., d) is admissible, 0 <= x <= 1 on each sublattice."""
+    """Raise a ValueError unless every point of eta (..., d) is in the polytope, 0 <= S eta <= 1."""
     eta = np.asarray(eta, float)
     if eta.ndim == 0 or eta.shape[-1] != order_parameters.d:
         raise ValueError(f"eta of shape {eta.shape}: give {order_parameters.d} order parameters for each point")
@@ -216,7 +216,7 @@ def check_inside(order_parameters: OrderParameters, eta: Array, tolerance: float
         more = f" ({int(outside.sum())} of {len(points)} points are outside)" if len(points) > 1 else ""
         raise ValueError(
             f"order parameters {points[i].tolist()} (point {i}) are outside the admissible polytope: sublattice {k} "
-            f"would hold a fraction {x[i, k]:.4g} of the counted species{more}"
+            f"would hold a fraction {x[i, k]:.4g} of the counted species, without other order{more}"
         )
 
 

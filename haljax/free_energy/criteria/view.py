@@ -13,7 +13,7 @@ class View(NamedTuple):
 
     Attributes
     ----------
-    domain : admissible order parameters.
+    domain : where to sample, all of it admissible; see `OrderParameters.polytope`.
     temperature : K, at which surfaces are evaluated.
     candidates : (m, d) a space-filling set of the domain to score; rows that are not finite are passed over.
     labels : all labels so far; latest : those of the last round. Both empty (`data.empty(d)`) in round 0.
@@ -23,7 +23,7 @@ class View(NamedTuple):
     pool : (p, d) points given by the user, for the pool mode.
     proposed : (k, d) every target proposed so far.
     patterns : (d, n_s) of the ideal-solution term, where the surface has one: sensitivity and novelty then look at
-        the curvature beyond the ideal solution's, which diverges on the boundary whatever is known.
+        the curvature beyond the ideal solution's, which diverges where a sublattice is full or empty.
     sites : counted sites of a primitive cell, which the ideal-solution term is proportional to.
     """
 
