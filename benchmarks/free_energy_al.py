@@ -17,7 +17,6 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +135,12 @@ def campaign(folder: Path, strategy: str, seed: int, iterations: int, points: in
         "criteria": {"start": start, **share},
         "stop": {"max_iterations": iterations},
     }
-    with ThreadPoolExecutor(1) as executor, suppress(RuntimeError):  # a criterion alone may have nothing to propose
-        hx.FreeEnergy(config, sampler=Windows(not changes.get("no_errors")), executor=executor).run()
+    with ThreadPoolExecutor(1) as executor:
+        try:
+            hx.FreeEnergy(config, sampler=Windows(not changes.get("no_errors")), executor=executor).run()
+        except RuntimeError as error:
+            if "no criterion proposes a point" not in str(error):  # as may be where there is one alone
+                raise
     curve = []
     for record in read_journal(directory / "journal.jsonl"):
         if record["type"] == "iteration":

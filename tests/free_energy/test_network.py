@@ -114,6 +114,20 @@ def test_ideal_term_is_that_of_the_lattice():
     np.testing.assert_allclose(jax.grad(ideal, 1)(net, eta, T), 2 * KB * T * fields(HALF_CUBE, eta), rtol=1e-12)
 
 
+def test_ideal_term_is_exact():
+    """As many order parameters as sublattices: the fractions are explicit."""
+    patterns, x = np.array([[1.0, 1.0], [1.0, -1.0]]), np.array([0.7, 0.2])
+    net = Network(lambda eta: eta**2, patterns)
+    eta = patterns @ x / 2
+    np.testing.assert_allclose(
+        ideal(net, eta, T), KB * T * np.mean(x * np.log(x) + (1 - x) * np.log(1 - x)), rtol=1e-13
+    )
+    slope, bend = jax.jit(lambda e: (jax.grad(ideal, 1)(net, e, T), jax.hessian(ideal, 1)(net, e, T)))(eta)
+    S = patterns.T
+    np.testing.assert_allclose(slope, KB * T / 2 * np.log(x / (1 - x)) @ S, rtol=1e-12, atol=1e-15)
+    np.testing.assert_allclose(bend, KB * T / 2 * S.T @ np.diag(1 / (x * (1 - x))) @ S, rtol=1e-12, atol=1e-14)
+
+
 def test_ideal_term_is_added_and_has_no_energy():
     net = network(temperature=True)
     bare, params, eta = replace(net, patterns=None), one_of(net), inside(1)[0]
