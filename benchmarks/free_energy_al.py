@@ -1,9 +1,10 @@
 """Points that a free energy needs: each criterion alone, the paper's combination, and haljax's, beside space filling.
 
-    python benchmarks/free_energy_al.py [--seeds 0 1 2 3 4] [--iterations 4] [--points 48] [--only NAME ...]
+    python benchmarks/free_energy_al.py [--truth lixcoo2] [--tests tests.npz] [--only NAME ...]
+                                        [--seeds 0 1 2 3 4] [--iterations 4] [--points 48]
 
-The truth is a mean field on LixCoO2's seven order parameters with twelve zigzag wells, measured with the noise of
-umbrella windows on 6912 cells. All campaigns begin with the same number of space-filling points and may ask for as many
+The truth is a mean field, or LixCoO2 by Monte Carlo; `--tests` keeps the windows that the latter is judged by for the
+next run. See `_truths.py`. All campaigns begin with the same number of space-filling points and may ask for as many
 in every iteration. A row a strategy and seed: RMSE of mu over the domain, in the wells, and along the path of lowest
 free energy, against the number of points. The last rows say how many points a strategy needs for the last error of
 space filling. The variants leave out the ideal term, use Hessian labels or drop the error bars.
@@ -15,7 +16,6 @@ import argparse
 import os
 import sys
 import tempfile
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -23,27 +23,16 @@ from typing import Any
 os.environ.setdefault("JAX_ENABLE_X64", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-import jax
-import jax.numpy as jnp
 import numpy as np
+from _truths import Sampler, sampler, settings, tests
 from common import row
 
 import haljax as hx
 import haljax.report
 from haljax.campaign import read_journal
 from haljax.free_energy.campaign import mu_rmse
-from haljax.free_energy.criteria import fill
-from haljax.free_energy.mean_field import biased_labels, exact_labels, mean_field
 from haljax.free_energy.network import load
-from haljax.free_energy.phases import relaxed, seeds
-from haljax.free_energy.sampling import plain
-from haljax.lattice import load_expansion, zigzag
-from haljax.lattice.polytope import pull_inside
 
-EXAMPLE = Path(__file__).resolve().parents[1] / "examples"
-EXPANSION = EXAMPLE / "lixcoo2_eci.json"
-T = 300.0
-PHI = [50.0, *[0.3] * 6]  # strong enough for a window anywhere, also where the free energy is not convex
 PAPER = ("billiard", "setting_wells", "setting_vertices", "high_error", "finding_wells", "lowest_path", "sensitivity")
 OURS = ("billiard", "committee", "lowest_path", "setting_wells")
 STRATEGIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
@@ -66,78 +55,23 @@ STRATEGIES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
 }
 
 
-def ordering(eta: jax.Array) -> jax.Array:
-    """eV: favours one order parameter at a time, at half filling, as zigzag order does; disordered above 580 K."""
-    square = eta[1:] ** 2
-    return 0.24 * (eta[0] - 0.5) ** 2 - 0.1 * jnp.sum(square) + 0.12 * (jnp.sum(square) ** 2 - jnp.sum(square**2))
-
-
-ORDER = zigzag(load_expansion(EXPANSION).lattice)
-TRUTH = mean_field(ordering, ORDER.patterns)
-
-
-class Windows:
-    """Umbrella windows of the mean field, in place of Monte Carlo."""
-
-    def __init__(self, errors: bool) -> None:
-        self.errors = errors
-
-    def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
-        found = biased_labels(jax.random.key(payload["seed"]), TRUTH, np.array(payload["kappa"]), np.array(PHI), T)
-        if not self.errors:
-            found = found.replace(mu_error=np.full(found.mu.shape, np.nan))
-        windows = [
-            {"label": {name: plain(np.asarray(values)[w]) for name, values in vars(found).items()}, "converged": True}
-            for w in range(len(found))
-        ]
-        return {"windows": windows}
-
-
-def tests() -> dict[str, Any]:
-    """Labels over the domain, in the wells and along the path of lowest free energy; the same for all."""
-    key = jax.random.key(12345)
-    domain, group = ORDER.polytope, np.asarray(ORDER.group)
-    centre = np.asarray(domain.chebyshev_centre()[0])[None, :]
-    everywhere = np.asarray(fill(key, domain, 400))
-    well = np.array([0.5, 0.46, 0, 0, 0, 0, 0])
-    images = np.unique(np.round(group @ well, 9), axis=0)
-    noise = 0.03 * np.asarray(jax.random.normal(key, (20, len(images), 7)))
-    wells = (images[None] + noise * np.array([0.5, *[1.0] * 6])).reshape(-1, 7)
-    path = relaxed(TRUTH, domain, T, np.linspace(0.03, 0.97, 48), seeds(key, domain, group), group=group).eta
-    return {
-        name: exact_labels(TRUTH, pull_inside(domain, centre, points, margin=0.01), T)
-        for name, points in (("domain", everywhere), ("wells", wells), ("path", path))
-    }
-
-
-def campaign(folder: Path, strategy: str, seed: int, iterations: int, points: int, sets: dict[str, Any]) -> list:
+def campaign(folder: Path, strategy: str, seed: int, options: argparse.Namespace, sampler: Sampler, sets: Any) -> list:
     """(points, {region: RMSE of mu_0 and of the others, eV}) after each iteration."""
     criteria, changes = STRATEGIES[strategy]
-    share = {name: {"points": points // len(criteria), "from_iteration": 1} for name in criteria}
-    start = {"function": "billiard", "points": points, "to_iteration": 0}
+    share = {name: {"points": options.points // len(criteria), "from_iteration": 1} for name in criteria}
+    start = {"function": "billiard", "points": options.points, "to_iteration": 0}
     directory = folder / f"{strategy}-{seed}".replace(" ", "-").replace("'", "")
-    config = {
+    config = settings(options.truth) | {
         "directory": str(directory),
         "seed": seed,
-        "lattice": {
-            "expansion": str(EXPANSION),
-            "supercell": [[24, 12, 0], [0, 12, 24], [0, -12, 0]],
-        },
-        "order_parameters": {
-            "species": "Va",
-            "cell": [[4, 4, 2], [-4, 0, -2], [0, 0, 2]],
-            "patterns": np.array(ORDER.patterns, float).tolist(),
-            "wells": [[0.5, 0.5, 0, 0, 0, 0, 0]],
-        },
-        "sampling": {"temperature_K": [T], "phi": PHI, "windows_per_job": 512, "workers": 1},
         "network": {"members": 4} | changes.get("network", {}),
         "training": {"hessian_weight": 0.0} | changes.get("training", {}),
         "criteria": {"start": start, **share},
-        "stop": {"max_iterations": iterations},
+        "stop": {"max_iterations": options.iterations},
     }
     with ThreadPoolExecutor(1) as executor:
         try:
-            hx.FreeEnergy(config, sampler=Windows(not changes.get("no_errors")), executor=executor).run()
+            hx.FreeEnergy(config, sampler=sampler, executor=executor).run()
         except RuntimeError as error:
             if "no criterion proposes a point" not in str(error):  # as may be where there is one alone
                 raise
@@ -166,6 +100,8 @@ def points_to_reach(curve: list, region: str, target: float) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--truth", choices=("mean_field", "lixcoo2"), default="mean_field")
+    parser.add_argument("--tests", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--iterations", type=int, default=4)
     parser.add_argument("--points", type=int, default=48)
@@ -174,13 +110,15 @@ def main() -> None:
     haljax.report.write_report = lambda directory: None  # nobody looks at the pages of these campaigns
     chosen = ["space filling", *(name for name in options.only if name != "space filling")]
     curves: dict[str, dict[int, list]] = {}
-    sets = tests()
+    sets = tests(options.truth, options.tests)
+    samplers = {errors: sampler(options.truth, errors) for errors in (True, False)}
     with tempfile.TemporaryDirectory() as folder:
         for seed in options.seeds:
             for strategy in chosen:
-                curve = campaign(Path(folder), strategy, seed, options.iterations, options.points, sets)
+                sample = samplers[not STRATEGIES[strategy][1].get("no_errors")]
+                curve = campaign(Path(folder), strategy, seed, options, sample, sets)
                 curves.setdefault(strategy, {})[seed] = curve
-                row("free_energy_al", strategy=strategy, seed=seed, curve=curve)
+                row("free_energy_al", truth=options.truth, strategy=strategy, seed=seed, curve=curve)
     base = curves["space filling"]
     for strategy in chosen[1:]:
         for region in sets:
@@ -189,6 +127,7 @@ def main() -> None:
             ]
             row(
                 "free_energy_al",
+                truth=options.truth,
                 comparison=f"{strategy} against space filling",
                 region=region,
                 points_of_space_filling=[curve[-1][0] for curve in base.values()],

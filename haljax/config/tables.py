@@ -6,10 +6,10 @@ import json
 import os
 import textwrap
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self, get_args, get_origin
 
 from pydantic import (
     AfterValidator,
@@ -166,11 +166,23 @@ def shown(value: Any) -> str:
 def _table_at(root: type[BaseModel], path: list[str | int]) -> type[BaseModel] | None:
     """The class of the table at a path of keys, None where that is no table."""
     table: type[BaseModel] | None = root
+    several = False  # whether the path stands at a dict or list of tables, whose keys may be any
     for key in path:
+        if several:
+            several = False
+            continue
         field = table.model_fields.get(str(key)) if table else None
-        kinds = (field.annotation, *get_args(field.annotation)) if field else ()
+        kinds = list(_within(field.annotation)) if field else []
+        several = any(get_origin(kind) in (dict, tuple) for kind in kinds)
         table = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
     return table
+
+
+def _within(annotation: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of."""
+    yield annotation
+    for part in get_args(annotation):
+        yield from _within(part)
 
 
 def _hint(root: type[BaseModel], key: str, table: type[BaseModel]) -> str:
