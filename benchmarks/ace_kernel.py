@@ -87,7 +87,7 @@ def ours(elements, order, degree, cutoff, atoms, repeats: int, dtype: str) -> di
     from step_cost import calculator_seconds, model_like
 
     import haljax as hx
-    from haljax.potentials import Parameters, energy_and_sigma
+    from haljax.potentials import Parameters, total_energy
     from haljax.structures import from_atoms, neighbour_list
 
     basis = hx.ace_basis(elements, cutoff, order, degree)
@@ -101,7 +101,7 @@ def ours(elements, order, degree, cutoff, atoms, repeats: int, dtype: str) -> di
     @jax.jit
     def kernel(positions, strain):
         return jax.value_and_grad(
-            lambda R, s: energy_and_sigma(basis, params, system._replace(positions=R), found, s)[0], (0, 1)
+            lambda R, s: total_energy(basis, params, system._replace(positions=R), found, s), (0, 1)
         )(positions, strain)
 
     R, zero = system.positions, jnp.zeros((3, 3), dtype)

@@ -14,7 +14,7 @@ import numpy as np
 from haljax.ace import ACEBasis
 from haljax.bayes import calibration, coverage
 from haljax.model import Model
-from haljax.potentials import VOIGT, Parameters, energy_and_sigma, parameters_of
+from haljax.potentials import VOIGT, Parameters, parameters_of, sigma_of, total_energy
 from haljax.structures import Neighbours, System, labels
 from haljax.structures.system import structure_name
 from haljax.training import design_rows, examples
@@ -133,13 +133,13 @@ def _evaluate(
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
     """Energy, sigma, and the gradients of the energy in positions (N, 3) and strain (3, 3)."""
 
-    def energy(positions: jax.Array, strain: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return energy_and_sigma(basis, params, system._replace(positions=positions), neighbours, strain)
+    def total(mean: jax.Array, positions: jax.Array, strain: jax.Array) -> jax.Array:
+        return total_energy(basis, params._replace(mean=mean), system._replace(positions=positions), neighbours, strain)
 
-    (value, sigma), (gradient, tension) = jax.value_and_grad(energy, argnums=(0, 1), has_aux=True)(
-        system.positions, jnp.zeros((3, 3), system.positions.dtype)
+    value, (features, gradient, tension) = jax.value_and_grad(total, argnums=(0, 1, 2))(
+        params.mean, system.positions, jnp.zeros((3, 3), system.positions.dtype)
     )
-    return value, sigma, gradient, tension
+    return value, sigma_of(params, features), gradient, tension
 
 
 def evaluate_one(model: Model, system: System, neighbours: Neighbours) -> Evaluation:
