@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import haljax
+from haljax.cores import cores
 
 # The mlearn and acetylacetone files, which are not part of the package.
 DATA = Path(os.environ.get("HALJAX_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -25,7 +26,7 @@ def row(benchmark: str, **values: Any) -> None:
         "benchmark": benchmark,
         **{k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in values.items()},
         "date": time.strftime("%Y-%m-%d"),
-        "device": device.device_kind if device.platform != "cpu" else f"{os.cpu_count()} CPU cores",
+        "device": device.device_kind if device.platform != "cpu" else f"{cores()} CPU cores",
         "python": platform.python_version(),
         "jax": metadata.version("jax"),
         "haljax": haljax.__version__,

@@ -23,46 +23,46 @@ import jax.numpy as jnp
 import numpy as np
 from ase import units
 from ase.build import bulk
-from ase.data import atomic_masses
+from ase.data import atomic_masses, atomic_numbers
 from common import median_seconds, paired_seconds, row
 from peers import acejax
 from refit import labelled
 
 import haljax as hx
+from haljax.hal.trajectory import room
 from haljax.md import Hamiltonian, Replica, advance, hamiltonian
-from haljax.potentials import Parameters, energy_and_sigma, parameters_of
+from haljax.potentials import Parameters, parameters_of, total_energy
 from haljax.structures import from_atoms, neighbour_list, neighbour_state, required_stencil, stack
 
-STEPS, SKIN, CAPACITY = 50, 0.7, 80
+STEPS, SKIN = 50, 0.5
 
 
 def unbiased(basis) -> Hamiltonian:
-    def energy(params: Parameters, system, neighbours, tau):
-        return energy_and_sigma(basis, params, system, neighbours)[0]  # XLA drops what sigma alone needs
+    return Hamiltonian(
+        lambda params, system, neighbours, tau: total_energy(basis, params, system, neighbours), basis.cutoff
+    )
 
-    return Hamiltonian(energy, basis.cutoff)
 
-
-def steps(model, atoms: list, h: Hamiltonian, tau: float, dtype):
-    basis = model.basis
-    systems = stack([from_atoms(a, basis.elements) for a in atoms])
-    stencil = tuple(int(n) for n in required_stencil(systems.cell[0], systems.pbc[0], basis.cutoff + SKIN))
-    systems = jax.tree.map(lambda x: jnp.asarray(x, dtype if x.dtype == np.float64 else x.dtype), systems)
-    params = jax.tree.map(lambda x: jnp.asarray(x, dtype), parameters_of(model))
-    lists = jax.vmap(lambda s: neighbour_state(s, basis.cutoff, SKIN, CAPACITY, stencil))(systems)
+def steps(h: Hamiltonian, params, elements: tuple, atoms: list, tau: float, dtype=np.float64, timestep: float = 1.0):
+    """A compiled call that makes STEPS steps of these replicas at 300 K; the time step in fs."""
+    systems = [from_atoms(a, elements) for a in atoms]
+    capacity, systems = room(systems, h.cutoff + SKIN), stack(systems)
+    stencil = tuple(int(n) for n in required_stencil(systems.cell[0], systems.pbc[0], h.cutoff + SKIN))
+    systems, params = jax.tree.map(
+        lambda x: jnp.asarray(x, dtype if x.dtype == np.float64 else x.dtype), (systems, params)
+    )
+    lists = jax.vmap(lambda s: neighbour_state(s, h.cutoff, SKIN, capacity, stencil))(systems)
     n = len(atoms)
     zeros = jnp.zeros(systems.positions.shape, dtype)
-    masses = jnp.broadcast_to(jnp.asarray(atomic_masses[list(basis.numbers)], dtype), (n, basis.n_species))
+    masses = jnp.asarray([atomic_masses[atomic_numbers[e]] for e in elements], dtype)
     keys = jax.vmap(jax.random.key)(jnp.arange(n))
-    replicas = Replica(systems, zeros, zeros, masses, jnp.full(n, tau, dtype), keys)
+    replicas = Replica(systems, zeros, zeros, jnp.tile(masses, (n, 1)), jnp.full(n, tau, dtype), keys)
     ones = jnp.ones(n, dtype)
+    kT, dt, friction = 300 * units.kB * ones, timestep * units.fs * ones, 0.01 / units.fs * ones
 
     @jax.jit
     def run(replicas, lists):
-        return advance(
-            h, params, replicas, lists, 300 * units.kB * ones, units.fs * ones, 0.01 / units.fs * ones, STEPS, SKIN,
-            stencil,
-        )  # fmt: skip
+        return advance(h, params, replicas, lists, kT, dt, friction, STEPS, SKIN, stencil)
 
     return lambda: run(replicas, lists)
 
@@ -78,7 +78,8 @@ def main() -> None:
         for n in (1, 8, 64, 512) if jax.default_backend() == "gpu" else (1, 8):
             atoms = labelled(1, 2) * n
             biased, plain, ratio = paired_seconds(
-                steps(model, atoms, hamiltonian(basis), 1.0, dtype), steps(model, atoms, unbiased(basis), 0.0, dtype)
+                steps(hamiltonian(basis), parameters_of(model), basis.elements, atoms, 1.0, dtype),
+                steps(unbiased(basis), parameters_of(model), basis.elements, atoms, 0.0, dtype),
             )
             per_step = 1e6 / STEPS / n / 32
             row(
@@ -114,9 +115,7 @@ def energy_and_forces(model, basis, atoms) -> dict[str, float]:
 
     @jax.jit
     def call(positions):
-        return jax.value_and_grad(lambda R: energy_and_sigma(basis, params, system._replace(positions=R), found)[0])(
-            positions
-        )
+        return jax.value_and_grad(lambda R: total_energy(basis, params, system._replace(positions=R), found))(positions)
 
     seconds, spread = median_seconds(lambda: call(system.positions))
     atoms = atoms.copy()

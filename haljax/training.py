@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -16,6 +15,7 @@ import numpy as np
 from haljax import bayes
 from haljax.ace import ACEBasis, core_energy, descriptor, descriptor_gradient
 from haljax.bayes import Posterior, Statistics, accumulate, empty, one_blas_thread, require_x64, seen_rows
+from haljax.cores import cores
 from haljax.model import FitSettings, Model
 from haljax.potentials import _voigt
 from haljax.structures import (
@@ -263,7 +263,7 @@ def _blocks(
     """Weighted rows of each structure in order, computed on all cores."""
     known = [labels(atoms, index=i) for i, atoms in enumerate(structures)]
     labelled = ((*example, label) for example, label in zip(examples(basis, structures), known, strict=True))
-    workers = os.cpu_count() or 1
+    workers = cores()
     with ThreadPoolExecutor(workers) as pool:
         waiting = []
         for example in labelled:

@@ -21,6 +21,7 @@ from haljax.ace.harmonics import real_harmonics
 from haljax.ace.radial import agnesi, polynomials, smooth_step
 
 CPU_BLOCK, DEVICE_BLOCK = 64, 16384  # atoms whose intermediate values are held at a time: cache, and memory
+RECOMPUTED = 256  # atoms beyond which it pays to compute these values twice
 
 _HIGHEST = jax.lax.Precision.HIGHEST  # else a GPU may multiply float32 as TF32
 
@@ -130,7 +131,7 @@ def descriptor(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array) ->
     A large structure is taken in blocks of atoms, whose intermediate values are computed anew for a reverse pass: they
     stay in cache, and memory does not grow with them.
     """
-    blocks, n = _blocks(basis, d, z_i, z_j)
+    blocks, n = _blocks(basis, d, z_i, z_j, whole=RECOMPUTED)
     if n == 1:
         return _descriptor(basis, d, z_i, z_j)
     one = jax.checkpoint(lambda block: _descriptor(basis, *block))
@@ -171,10 +172,15 @@ def _linear_energy_jvp(basis: ACEBasis, primals: tuple, tangents: tuple) -> tupl
     return energy, features @ tangents[0] + jnp.sum(gradient * tangents[1])
 
 
-def _blocks(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array) -> tuple[tuple[jax.Array, ...], int]:
-    """The atoms in n blocks of equal size, (n, B, ...) each, filled up with atoms that are none; and n."""
+def _blocks(
+    basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array, whole: int = 0
+) -> tuple[tuple[jax.Array, ...], int]:
+    """The atoms in n blocks of equal size, (n, B, ...) each, filled up with atoms that are none; and n.
+
+    Up to so many atoms are left `whole`.
+    """
     most = CPU_BLOCK if jax.default_backend() == "cpu" else DEVICE_BLOCK
-    n = max(1, -(-len(d) // most))
+    n = 1 if len(d) <= max(whole, most) else -(-len(d) // most)
     size = -(-len(d) // n)
     empty = n * size - len(d)
 

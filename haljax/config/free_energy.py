@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from importlib import import_module
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, Strict, ValidationInfo, field_validator, model_validator
 
 from haljax.config.tables import Config, Count, ExistingFile, NotNegative, Positive, RunDirectory, Table, plain_data
+from haljax.cores import cores
 
 # Keys on which no result depends, or that may be raised to go on: they may differ on resumption.
 MAY_CHANGE_FREE_ENERGY = frozenset(
@@ -84,7 +84,7 @@ class Sampling(Table):
     """passes of a window at most"""
     windows_per_job: Count = 64
     """windows sampled together"""
-    workers: Count = Field(default_factory=lambda: os.cpu_count() or 1)
+    workers: Count = Field(default_factory=cores)
     """jobs sampled at once"""
     timeout_s: Positive | None = None
     """longest time for one job, s"""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from difflib import get_close_matches
@@ -34,6 +33,7 @@ from haljax.config.tables import (
     plain_data,
     shown,
 )
+from haljax.cores import cores
 
 if TYPE_CHECKING:
     from haljax.ace import ACEBasis
@@ -152,7 +152,7 @@ class Reference(Table):
     """dotted path of an ASE calculator class, or of a function that returns a calculator"""
     arguments: Annotated[dict[str, Any], AfterValidator(plain_data)] = {}
     """its keyword arguments"""
-    workers: Count = Field(default_factory=lambda: os.cpu_count() or 1)
+    workers: Count = Field(default_factory=cores)
     """labels computed at once"""
     timeout_s: Positive | None = None
     """longest time for one label, s"""
@@ -261,7 +261,7 @@ class Dynamics(Table):
     max_pressure_GPa: Positive = 50.0
     """highest pressure of a periodic system allowed, of either sign, GPa"""
     replicas_per_batch: Count | None = None
-    """replicas stepped together; where absent, up to 8 on each core of a CPU, and all on a GPU"""
+    """replicas stepped together; where absent, those of 256 atoms in all on each core of a CPU, and all on a GPU"""
     devices: Count | None = None
     """devices of jax on which replicas are shared out; where absent, all"""
 
