@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import haljax
-from haljax.cores import cores
+from haljax.devices import cores
 
 # The mlearn and acetylacetone files, which are not part of the package.
 DATA = Path(os.environ.get("HALJAX_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))

@@ -15,7 +15,7 @@ import numpy as np
 from haljax import bayes
 from haljax.ace import ACEBasis, core_energy, descriptor, descriptor_gradient
 from haljax.bayes import Posterior, Statistics, accumulate, empty, one_blas_thread, require_x64, seen_rows
-from haljax.cores import cores
+from haljax.devices import cores
 from haljax.model import FitSettings, Model
 from haljax.potentials import _voigt
 from haljax.structures import (
@@ -260,14 +260,20 @@ def examples(basis: ACEBasis, structures: Sequence[Atoms]) -> Iterator[tuple[Sys
 def _blocks(
     basis: ACEBasis, one_body: np.ndarray, settings: FitSettings, structures: Sequence[Atoms]
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Weighted rows of each structure in order, computed on all cores."""
+    """Weighted rows of each structure in order, computed on all cores and devices."""
     known = [labels(atoms, index=i) for i, atoms in enumerate(structures)]
     labelled = ((*example, label) for example, label in zip(examples(basis, structures), known, strict=True))
-    workers = cores()
+    devices = jax.local_devices()
+    workers = max(cores(), len(devices))
+
+    def weighted(k: int, example: tuple[System, Neighbours, Labels]) -> tuple[np.ndarray, np.ndarray]:
+        with jax.default_device(devices[k % len(devices)] if len(devices) > 1 else None):
+            return _weighted(basis, one_body, settings, example)
+
     with ThreadPoolExecutor(workers) as pool:
         waiting = []
-        for example in labelled:
-            waiting.append(pool.submit(_weighted, basis, one_body, settings, example))
+        for k, example in enumerate(labelled):
+            waiting.append(pool.submit(weighted, k, example))
             if len(waiting) > 2 * workers:
                 yield waiting.pop(0).result()
         for future in waiting:

@@ -8,11 +8,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, Strict, ValidationInfo, field_validator, model_validator
 
 from haljax.config.tables import Config, Count, ExistingFile, NotNegative, Positive, RunDirectory, Table, plain_data
-from haljax.cores import cores
+from haljax.devices import cores
 
 # Keys on which no result depends, or that may be raised to go on: they may differ on resumption.
 MAY_CHANGE_FREE_ENERGY = frozenset(
-    {"directory", "stop", "sampling.workers", "sampling.timeout_s", "sampling.max_attempts"}
+    {"directory", "stop", "sampling.workers", "sampling.devices", "sampling.timeout_s", "sampling.max_attempts"}
 )
 
 Integers = Annotated[tuple[int, int, int], Strict(False)]
@@ -86,6 +86,8 @@ class Sampling(Table):
     """windows sampled together"""
     workers: Count = Field(default_factory=cores)
     """jobs sampled at once"""
+    devices: Count | None = None
+    """devices of jax on which a job's windows are shared out; where absent, all"""
     timeout_s: Positive | None = None
     """longest time for one job, s"""
     max_attempts: Count = 2

@@ -33,7 +33,7 @@ from haljax.config.tables import (
     plain_data,
     shown,
 )
-from haljax.cores import cores
+from haljax.devices import cores
 
 if TYPE_CHECKING:
     from haljax.ace import ACEBasis

@@ -62,6 +62,7 @@ class Windows:
                 min_passes=s.min_passes,
                 max_passes=s.max_passes,
                 aliasing=self._lattice.allow_aliasing,
+                devices=s.devices,
             )
         error = label_error(found.eta_error, found.hessian, found.phi)
         windows = [

@@ -14,7 +14,7 @@ import numpy as np
 from haljax.ace import ACEBasis
 from haljax.bayes import committee
 from haljax.config import Dynamics, per_replica
-from haljax.cores import cores
+from haljax.devices import cores
 from haljax.hal.trajectory import Conditions, HALParameters, Observation, Protocol, Run, room, run
 from haljax.md import Guards, Status
 from haljax.model import Model

@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec
 
 from haljax.ace import ACEBasis
 from haljax.ace.basis import CORE_OUTER
+from haljax.devices import spread
 from haljax.hal.controller import Bias, bias_strength, criterion, mean_norm, relative_force_error
 from haljax.md import (
     Guards,
@@ -36,7 +37,7 @@ from haljax.structures import NeighbourState, System, bucket, neighbour_list, ne
 Array = Any  # numpy or JAX
 
 BLOCK = 10  # checks between two looks of the host
-EACH = PartitionSpec("replicas")
+EACH = PartitionSpec("batch")
 
 
 class Protocol(NamedTuple):
@@ -141,19 +142,6 @@ def _along(ramp: jax.Array, progress: jax.Array) -> jax.Array:
     return ramp[0] + (ramp[1] - ramp[0]) * jnp.clip(progress, 0.0, 1.0)
 
 
-def _spread(devices: int, function: Callable, arguments: tuple, results: Any) -> Callable:
-    """`function` on so many devices at once, each with its share of the replicas; no word passes between them.
-
-    `arguments` and `results` say along which axis each is shared out.
-    """
-    if devices == 1:
-        return function
-    mesh = jax.make_mesh(
-        (devices,), ("replicas",), axis_types=(jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices]
-    )
-    return jax.shard_map(function, mesh=mesh, in_specs=arguments, out_specs=results, check_vma=False)
-
-
 @partial(jax.jit, static_argnames=("basis", "capacity", "stencil", "skin", "devices"))
 def _begin(
     basis: ACEBasis,
@@ -178,7 +166,7 @@ def _begin(
             replica, lists, Bias(zero, zero), start, start, system, start, shortage_of(system, lists.neighbours)
         )
 
-    return _spread(devices, jax.vmap(one), (EACH, EACH, EACH), EACH)(systems, kT, keys)
+    return spread(devices, jax.vmap(one), (EACH, EACH, EACH), EACH)(systems, kT, keys)
 
 
 def _check(
@@ -266,11 +254,11 @@ def _block(
 ) -> tuple[Trajectory, Observation]:
     """``n_checks`` rounds of dynamics, moves and a check; replicas that have stopped stay as they are."""
     everyone = PartitionSpec()
-    return _spread(
+    return spread(
         devices,
         partial(_rounds, basis, protocol, n_checks, stencil),
         (everyone, EACH, EACH, everyone),
-        (EACH, PartitionSpec(None, "replicas")),
+        (EACH, PartitionSpec(None, "batch")),
     )(params, conditions, trajectory, tick)
 
 

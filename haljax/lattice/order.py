@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from haljax.lattice.crystal import Lattice
+from haljax.lattice.ideal import checked
 from haljax.lattice.polytope import Polytope, from_sublattices
 from haljax.lattice.supercell import Supercell, integer_matrix
 
@@ -183,8 +184,7 @@ def order_parameters(
                 f"patterns must be integers but hold {worst}: give n_sub = {len(found)} times the rows of Q"
             )
         values = values.astype(int)
-    if not len(values) or np.linalg.matrix_rank(values) < len(values):
-        raise ValueError(f"the {len(values)} patterns are not linearly independent: leave out those that say the same")
+    checked(values)
     return OrderParameters(lattice, nested, tuple(tuple(map(int, row)) for row in values), counted, int(species))
 
 

@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import PartitionSpec
 
+from haljax.devices import spread
 from haljax.lattice import monte_carlo
 from haljax.lattice.local_energy import WINDOWS, pack, unpack
-from haljax.lattice.monte_carlo import Conditions, Counters, Model, Moves, State, occupations
+from haljax.lattice.monte_carlo import Conditions, Counters, Model, Moves, Record, State
 from haljax.lattice.supercell import Supercell
 from haljax.lattice.timeseries import equilibration, inverse_covariance
 from haljax.lattice.units import KB
@@ -102,6 +105,7 @@ def sample_windows(
     aliasing: bool = False,
     overreach: float = 0.1,
     batch: int | None = None,
+    devices: int | None = None,
 ) -> WindowResult:
     """Sample each window until its order parameters are known to ``precision``.
 
@@ -124,14 +128,19 @@ def sample_windows(
         the others. 0 .. W - 1 when left out.
     overreach : how far a sublattice's composition at kappa may lie outside 0 .. 1: a kappa a little outside the
         polytope is how a window is held close to its boundary, one far outside is a mistake.
-    batch : windows to run at once; 512 on a CPU, all on a GPU when left out.
+    batch : windows to run at once; when left out 512 on each CPU device, all on a GPU.
+    devices : of JAX on which the windows are shared out; all when left out. The result does not depend on it.
 
     Raises
     ------
     ValueError
         Shapes that do not fit, NaN, a temperature <= 0, phi < 0 (or = 0 with ``hessian``), no order parameters, kappa
-        outside the polytope, passes or precision that are not positive, what `monte_carlo.model` raises.
+        outside the polytope, passes or precision that are not positive, more devices
+        than there are, what `monte_carlo.model` raises.
     """
+    devices = devices or jax.local_device_count()
+    if devices > jax.local_device_count():
+        raise ValueError(f"devices = {devices}, but JAX has {jax.local_device_count()} here: give at most that.")
     conditions = checked_conditions(conditions, order_parameters, hessian=hessian, overreach=overreach)
     W, d = conditions.kappa.shape
     precision = np.broadcast_to(np.asarray(precision, float), (d,))
@@ -148,8 +157,8 @@ def sample_windows(
     if initial is None:
         initial = random_occupations(key, model, supercell, order_parameters, conditions, numbers)
     initial = checked_occupations(initial, model, W)
-    batch = batch or (512 if jax.default_backend() == "cpu" else W)
-    run = _Run(model, conditions, precision, min_passes, max_passes, hessian, keep_series, on_progress, W)
+    batch = batch or (512 * devices if jax.default_backend() == "cpu" else W)
+    run = _Run(model, conditions, precision, min_passes, max_passes, hessian, keep_series, on_progress, W, devices)
     results: list[_Outcome] = []
     for start in range(0, W, batch):
         part = slice(start, start + batch)
@@ -271,8 +280,29 @@ class _Outcome(NamedTuple):
     occupation: np.ndarray
 
 
-_start = jax.jit(monte_carlo.start)
-_passes = jax.jit(monte_carlo.passes, static_argnames="capacity")
+# How windows lie in each array of a state. Words of bits hold windows that lie far apart in a batch, so that they can
+# only be read and written where the others of the same share are: on one device.
+_ALL: Any = PartitionSpec()
+_FIRST, _SECOND, _THIRD = (PartitionSpec(*[None] * axis, "batch") for axis in range(3))
+_STATE = State(*(_SECOND, _SECOND, _FIRST, _FIRST, _FIRST, _ALL, _ALL))  # type: ignore[arg-type]
+
+
+@partial(jax.jit, static_argnames="devices")
+def _start(key: jax.Array, model: Model, occupation: Any, ids: Any, devices: int) -> State:
+    return spread(devices, monte_carlo.start, (_ALL, _ALL, _FIRST, _FIRST), _STATE)(key, model, occupation, ids)
+
+
+@partial(jax.jit, static_argnames=("capacity", "devices"))
+def _passes(
+    model: Model, conditions: Conditions, state: State, n_passes: Any, capacity: int, devices: int
+) -> tuple[State, Record]:
+    function, seen = partial(monte_carlo.passes, capacity=capacity), Record(_THIRD, _SECOND)  # type: ignore[arg-type]
+    return spread(devices, function, (_ALL, _FIRST, _STATE, _ALL), (_STATE, seen))(model, conditions, state, n_passes)
+
+
+@partial(jax.jit, static_argnames="devices")
+def _occupations(model: Model, state: State, devices: int) -> jax.Array:
+    return spread(devices, monte_carlo.occupations, (_ALL, _STATE), _FIRST)(model, state)
 
 
 @dataclass
@@ -288,6 +318,7 @@ class _Run:
     keep_series: bool
     on_progress: Callable[[Progress], None] | None
     windows: int
+    devices: int
     done: int = 0
     converged: int = 0
     tries: int = 0
@@ -296,7 +327,8 @@ class _Run:
     def batch(self, key: jax.Array, part: slice, initial: np.ndarray, ids: np.ndarray) -> list[_Outcome]:
         W = len(ids)
         conditions = Conditions(*(v[part] for v in self.conditions))
-        state = _start(key, self.model, initial, ids)
+        fill = self.filled(np.arange(W))
+        state = _start(key, self.model, initial[fill], ids[fill], self.devices)
         outcomes: list[_Outcome | None] = [None] * W
         counters = [np.zeros((0, self.precision.size), np.int32)] * W
         energy = [np.zeros(0)] * W
@@ -316,7 +348,7 @@ class _Run:
             e = np.stack([energy[inside[i]] for i in open_], axis=1) / self.model.n_cells
             observed = np.concatenate([eta, e[:, None]], axis=1)  # (n, d + 1, open)
             begin, inefficiency = equilibration(observed)
-            occupation = np.asarray(occupations(self.model, state))
+            occupation = np.asarray(_occupations(self.model, state, self.devices))
             accepted = np.asarray(state.accepted)
             for j, i in enumerate(open_):
                 w = inside[i]
@@ -334,8 +366,8 @@ class _Run:
                     self.converged += outcome.converged
             left = np.array([i for i in open_ if outcomes[inside[i]] is None], int)
             # A smaller batch is compiled anew: only where it is half as wide
-            if len(left) and 2 * -(-len(left) // WINDOWS) <= state.bits.shape[1]:
-                state, inside = select(state, left), inside[left]
+            if len(left) and 2 * len(self.filled(left)) <= len(state.energy):
+                state, inside = select(state, self.filled(left), self.devices), inside[left]
             self.progress(len(inside), passes)
         if self.keep_series:
             self.series += [
@@ -347,17 +379,23 @@ class _Run:
         self, conditions: Conditions, state: State, n: int, inside: np.ndarray
     ) -> tuple[State, np.ndarray, np.ndarray]:
         """``n`` passes in blocks, with progress after each: counters (n, d, W) and energy (n, W)."""
+        conditions = Conditions(*(v[self.filled(np.arange(len(inside)))] for v in conditions))
         capacity = int(np.clip(TRIES // self.model.n_tries, 1, 4096))
         parts, made = [], 0
         while made < n:
             block = min(capacity, n - made)
-            state, record = _passes(self.model, conditions, state, block, capacity)
-            parts.append((np.asarray(record.counters)[:block], np.asarray(record.energy)[:block]))
+            state, record = _passes(self.model, conditions, state, block, capacity, self.devices)
+            counted, energies = (np.asarray(a)[:block, ..., : len(inside)] for a in record)
+            parts.append((counted, energies))
             made += block
             self.tries += block * self.model.n_tries * len(inside)
             self.progress(len(inside), int(state.n_passes))
         counters, energy = zip(*parts, strict=True)
         return state, np.concatenate(counters), np.concatenate(energy)
+
+    def filled(self, windows: np.ndarray) -> np.ndarray:
+        """With copies of the first, so many windows that each device has a multiple of 32."""
+        return np.concatenate([windows, np.full(-len(windows) % (WINDOWS * self.devices), windows[0])])
 
     def progress(self, batch: int, passes: int) -> None:
         if self.on_progress is not None:
@@ -403,15 +441,15 @@ class _Run:
         )
 
 
-def select(state: State, windows: np.ndarray) -> State:
-    """The chosen windows of a batch, filled up to a multiple of 32 with copies of the first of them."""
-    fill = np.concatenate([windows, np.full(-len(windows) % WINDOWS, windows[0])])
+def select(state: State, windows: np.ndarray, devices: int) -> State:
+    """The chosen windows of a batch, a multiple of 32 for each device."""
+    planes = spread(devices, unpack, _SECOND, _SECOND)(state.bits)
     return State(
-        bits=pack(unpack(state.bits)[:, fill]),
-        counters=state.counters[:, fill],
-        energy=state.energy[fill],
-        accepted=state.accepted[fill],
-        keys=state.keys[fill],
+        bits=spread(devices, pack, _SECOND, _SECOND)(planes[:, windows]),
+        counters=state.counters[:, windows],
+        energy=state.energy[windows],
+        accepted=state.accepted[windows],
+        keys=state.keys[windows],
         site_key=state.site_key,
         n_passes=state.n_passes,
     )

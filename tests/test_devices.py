@@ -1,4 +1,4 @@
-"""Replicas on several devices do what they do on one."""
+"""Replicas, windows and rows of the design matrix on several devices are what they are on one."""
 
 import json
 import os
@@ -7,6 +7,11 @@ import sys
 
 import numpy as np
 import pytest
+from ase.build import bulk
+from ase.calculators.emt import EMT
+
+import haljax as hx
+from haljax.structures import with_labels
 
 SCRIPT = """
 import json, sys
@@ -42,11 +47,36 @@ for devices, batch in ((1, None), (2, 6), (8, None)):
         "energy": found.seen.energy[:6].tolist(),
         "positions": [a.positions.tolist() for a in found.candidates], "steps": [r["step"] for r in found.replicas],
     })
+from haljax.lattice import Conditions, Supercell, sample_windows
+from haljax.lattice.monte_carlo import Counters
+ring, up = Supercell([[8, 0, 0], [0, 1, 0], [0, 0, 1]]), np.ones((1, 8), int)
+bonds = ((0.02, ((0, 0, 0, 0, 1), (1, 0, 0, 0, 1))),)
+kappa = np.linspace(0.1, 0.9, 70)[:, None]
+given = Conditions(np.full(70, 300.0), kappa, np.full((70, 1), 0.05))
+windows = [
+    sample_windows(
+        jax.random.key(1), bonds, ring, Counters(up, (1,), 8), given,
+        precision=0.02, min_passes=100, max_passes=2000, devices=devices,
+    )
+    for devices in (1, 2, None)
+]
+for other in windows[1:]:
+    for name, a, b in zip(other._fields, other, windows[0]):
+        if name != "series":
+            np.testing.assert_array_equal(a, b, err_msg=name)
+assert len(set(windows[0].n_passes)) > 2  # the batch shrank
+try:
+    sample_windows(
+        jax.random.key(1), bonds, ring, Counters(up, (1,), 8), Conditions([300.0], [[0.5]], [[0.05]]),
+        precision=0.02, min_passes=10, max_passes=10, devices=9,
+    )
+except ValueError as error:
+    print(error, file=sys.stderr)
 try:
     explore(model, dynamics.model_copy(update={"devices": 9}), starts, jax.random.key(0), {}, lambda _: 0)
 except ValueError as error:
     print(error, file=sys.stderr)
-print(json.dumps(results))
+print(json.dumps({"replicas": results, "mean": np.asarray(model.posterior.mean).tolist()}))
 """
 
 
@@ -60,7 +90,7 @@ def outcome():
 
 
 def test_trajectories_are_those_of_one_device(outcome):
-    (one, two, eight), _ = outcome
+    one, two, eight = outcome[0]["replicas"]
     for many in (two, eight):
         assert many["steps"] == one["steps"] == [60] * 6
         # programs of other widths order their sums in another way: 1e-16 of a force, grown over 60 steps
@@ -68,5 +98,20 @@ def test_trajectories_are_those_of_one_device(outcome):
         np.testing.assert_allclose(many["energy"], one["energy"], atol=1e-10)
 
 
+def test_a_fit_on_eight_devices_is_that_on_one(outcome):
+    rng = [np.random.default_rng(i) for i in range(6)]
+    starts = []
+    for r in rng:
+        atoms = bulk("Al", "fcc", a=3.9, cubic=True) * (2, 1, 1)
+        atoms.symbols[r.permutation(8)[:4]] = "Cu"
+        atoms.positions += 0.1 * r.standard_normal(atoms.positions.shape)
+        atoms.calc = EMT()
+        starts.append(with_labels(atoms, atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
+    model = hx.fit(hx.ace_basis(("Al", "Cu"), 4.0, 2, 4), starts)
+    mean = np.asarray(model.posterior.mean)
+    np.testing.assert_allclose(outcome[0]["mean"], mean, atol=1e-9 * np.abs(mean).max())
+
+
 def test_more_devices_than_there_are_is_refused(outcome):
     assert "dynamics.devices = 9, but jax has 8 here: give at most that" in outcome[1]
+    assert "devices = 9, but JAX has 8 here: give at most that." in outcome[1]
