@@ -5,6 +5,7 @@ Knows neither atoms nor lattices: payloads, labels and configs are plain JSON-ab
 
 from __future__ import annotations
 
+from haljax.campaign.background import Background
 from haljax.campaign.directory import CampaignExists, CampaignMismatch, clear_disk_errors, open_campaign
 from haljax.campaign.journal import Journal, JournalError, read_journal, write_atomic
 from haljax.campaign.ledger import Ledger
@@ -12,6 +13,7 @@ from haljax.campaign.oracle import Oracle, OracleError, Outcome
 from haljax.campaign.stopping import Limits, Progress, timed, why_stop
 
 __all__ = [
+    "Background",
     "CampaignExists",
     "CampaignMismatch",
     "Journal",

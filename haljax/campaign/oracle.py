@@ -22,12 +22,15 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from concurrent import futures
 from concurrent.futures import BrokenExecutor, Executor, Future
+from queue import Empty, SimpleQueue
 from types import FrameType, TracebackType
 from typing import Any, NamedTuple, NoReturn, Self, cast
 
 import numpy as np
 
 log = logging.getLogger(__name__)
+
+POLL_S = 0.05  # between two looks for further jobs while labels are computed
 
 
 class OracleError(RuntimeError):
@@ -98,30 +101,40 @@ class Oracle:
         elif timeout_s is not None and isinstance(executor, futures.ThreadPoolExecutor):
             log.warning("timeout_s = %g has no effect: threads cannot be timed out; use processes", timeout_s)
 
-    def label(self, jobs: Mapping[Any, Any], on_result: Callable[[Any, Outcome], None]) -> None:
+    def label(
+        self,
+        jobs: Mapping[Any, Any],
+        on_result: Callable[[Any, Outcome], None],
+        more: SimpleQueue[Any] | None = None,
+    ) -> None:
         """Compute a label for each payload in `jobs`, by id.
 
         `on_result(id, outcome)` is called in this thread once for each job, as they finish, failed ones
         included. When it raises, and on Ctrl-C, the workers are ended and the exception propagates; the next
         call starts new ones.
+
+        From the queue `more` another thread may give further jobs, (id, payload), until it gives None, after which
+        what is left is finished, or an exception, which is raised here.
         """
-        waiting = deque((id, 1) for id in jobs)
+        waiting = deque((id, payload, 1) for id, payload in jobs.items())
         running: dict[Future[_Attempt], _Run] = {}
         try:
-            while waiting or running:
+            while waiting or running or more is not None:
+                more = _take(more, waiting, wait=not (waiting or running))
                 while waiting and (self._given is not None or len(running) < self._workers):
-                    id, attempt = waiting.popleft()
+                    id, payload, attempt = waiting.popleft()
                     try:
-                        future, seat = self._submit(id, jobs[id], {run.seat for run in running.values()})
-                        running[future] = _Run(id, attempt, time.perf_counter(), seat)
+                        future, seat = self._submit(id, payload, {run.seat for run in running.values()})
+                        running[future] = _Run(id, payload, attempt, time.perf_counter(), seat)
                     except _Refused as refusal:
                         on_result(id, Outcome(id, None, str(refusal), attempt - 1, 0.0))
-                for future in futures.wait(running, return_when=futures.FIRST_COMPLETED).done:
+                look = None if more is None else POLL_S
+                for future in futures.wait(running, look, return_when=futures.FIRST_COMPLETED).done:
                     run = running.pop(future)
                     result, error, seconds = self._collect(future, run)
                     if error is not None and run.attempt < self._max_attempts:
                         log.warning("label %s, attempt %d: %s; trying again", run.id, run.attempt, error)
-                        waiting.append((run.id, run.attempt + 1))
+                        waiting.append((run.id, run.payload, run.attempt + 1))
                     else:
                         on_result(run.id, Outcome(run.id, result, error, run.attempt, seconds))
         except BaseException:
@@ -200,6 +213,20 @@ class Oracle:
             self._executor = None
 
 
+def _take(more: SimpleQueue[Any] | None, waiting: deque, wait: bool) -> SimpleQueue[Any] | None:
+    """Move what another thread has given to the waiting jobs; None when it has given the last."""
+    with contextlib.suppress(Empty):
+        while more is not None:
+            given = more.get(block=wait)
+            if isinstance(given, BaseException):
+                raise given
+            if given is None:
+                return None
+            waiting.append((*given, 1))
+            wait = False
+    return more
+
+
 class _Seat:
     """A worker process."""
 
@@ -224,6 +251,7 @@ class _Seat:
 
 class _Run(NamedTuple):
     id: Hashable
+    payload: Any
     attempt: int
     started: float
     seat: _Seat | None

@@ -305,6 +305,8 @@ class Labels(Table):
     """labels of each iteration"""
     test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
     """fraction of the new labels that is held out of the fit"""
+    asynchronous: bool = False
+    """go on with dynamics under the model at hand while labels are computed; worth it where these take long"""
 
 
 class Stop(Table):

@@ -16,6 +16,7 @@ import numpy as np
 
 from haljax.bayes import require_x64
 from haljax.campaign import (
+    Background,
     Journal,
     Ledger,
     Limits,
@@ -189,6 +190,8 @@ class _Campaign(Ledger):
         self.basis = config.ace_basis()
         self.key = jax.random.key(config.seed)
         self.room = room_for(self.basis, config.dynamics.skin, starts)
+        self.tried: set[str] = set()  # what was asked of the reference since this process began
+        self.outstanding: set[str] = set()  # of that, what is on its way
 
     def kept(self, record: dict[str, Any]) -> tuple[str, Atoms]:
         return record["role"], decode(record)
@@ -204,15 +207,26 @@ class _Campaign(Ledger):
         with timed(seconds, "fit"):
             model = self._first_model()
         if not self.iterations:
-            self._finish_iteration(0, model, seconds)
+            self._finish_iteration(0, model, seconds, [])
         for done in self.iterations[1:]:
-            model = self._learn(model, done["iteration"])
-        with self.oracle() as oracle:
+            model = self._learn(model, done["learned"])
+        with self._labeller() as oracle:
             while (reason := why_stop(limits, self._so_far(time.perf_counter() - started))) is None:
                 model = self._iterate(model, len(self.iterations), oracle)
+            if isinstance(oracle, Background) and self.outstanding:
+                model = self._wait(model, len(self.iterations), oracle)
         return self._conclude(model, reason)
 
-    def _iterate(self, model: Model, iteration: int, oracle: Oracle) -> Model:
+    def _labeller(self) -> Oracle | Background:
+        """What labels are asked of: a call of its ``label`` brings them all, or those that are ready."""
+        if not self.config.labels.asynchronous:
+            return self.oracle()
+        # As many are left to the workers while the dynamics go on.
+        background = Background(self.oracle(), max(self.config.reference.workers, self.config.labels.per_iteration))
+        self.outstanding = background.outstanding
+        return background
+
+    def _iterate(self, model: Model, iteration: int, oracle: Oracle | Background) -> Model:
         seconds: dict[str, float] = {}
         if iteration not in self.requests:  # else it was interrupted after the dynamics
             with timed(seconds, "dynamics"):
@@ -220,16 +234,33 @@ class _Campaign(Ledger):
             with timed(seconds, "select"):
                 self._request(model, iteration, explored)
         with timed(seconds, "label"):
-            jobs = self.requests[iteration]["jobs"]
-            self._label({id: job for id, job in jobs.items() if id not in self.labels}, iteration, oracle)
-        if not any(id in self.labels for id in jobs):
-            raise RuntimeError(
-                f"no structure of iteration {iteration} could be labelled; the last failure: {self.last_failure()}. "
-                "Mend the reference calculator and resume."
-            )
+            # What an asynchronous campaign left behind when it was interrupted is asked for again.
+            asked = self.requests.values() if self.config.labels.asynchronous else [self.requests[iteration]]
+            jobs = {id: job for request in asked for id, job in request["jobs"].items()}
+            self._label({id: job for id, job in jobs.items() if id not in {*self.labels, *self.tried}}, oracle)
+        for request in asked:
+            if not any(id in self.labels or id in self.outstanding for id in request["jobs"]):
+                raise RuntimeError(
+                    f"no structure of iteration {request['iteration']} could be labelled; the last failure: "
+                    f"{self.last_failure()}. Mend the reference calculator and resume."
+                )
+        return self._learn_and_finish(model, iteration, seconds)
+
+    def _wait(self, model: Model, iteration: int, oracle: Background) -> Model:
+        """An iteration without dynamics: for the labels that are on their way."""
+        seconds: dict[str, float] = {}
+        with timed(seconds, "label"):
+            oracle.finish(self._taker(len(self.outstanding)))
+        return self._learn_and_finish(model, iteration, seconds)
+
+    def _learn_and_finish(self, model: Model, iteration: int, seconds: dict[str, float]) -> Model:
+        """Learn what was labelled since the last time, in the order it was asked for, whatever order it came in."""
+        known = {id for done in self.iterations for id in done["learned"]}
+        asked = [id for request in self.requests.values() for id in request["jobs"]]
+        new = [id for id in asked if id not in known and self.labels.get(id, ("",))[0] == "train"]
         with timed(seconds, "fit"):
-            model = self._learn(model, iteration)
-        self._finish_iteration(iteration, model, seconds)
+            model = self._learn(model, new)
+        self._finish_iteration(iteration, model, seconds, new)
         return model
 
     def _conclude(self, model: Model, reason: str) -> Result:
@@ -262,7 +293,7 @@ class _Campaign(Ledger):
 
     def _so_far(self, wall_s: float) -> Progress:
         scores = [float("inf") if r["score"] is None else r["score"] for r in self.iterations[1:]]
-        return Progress(self._n_labels(), len(self.iterations) - 1, scores, wall_s)
+        return Progress(self._n_labels() + len(self.outstanding), len(self.iterations) - 1, scores, wall_s)
 
     def _n_labels(self) -> int:
         return sum(role in ("train", "held_out") for role, _ in self.labels.values())
@@ -350,10 +381,10 @@ class _Campaign(Ledger):
                 self.record({"type": "label", "id": id, "iteration": -1, **job, **label, "attempts": 0, "seconds": 0.0})
         if unknown:
             with self.oracle() as oracle:
-                self._label(unknown, -1, oracle)
+                self._label(unknown, oracle, -1)
         if c.test is not None and (md := c.test.reference_md) is not None and (runs := self._reference_md(md)):
             with self.oracle(calls=md.burn_in + md.frames * md.interval) as oracle:
-                self._label(runs, -1, oracle)
+                self._label(runs, oracle, -1)
 
     def _reference_md(self, md: Any) -> dict[str, dict[str, Any]]:
         """Jobs of molecular dynamics of the reference, a few starts at each temperature."""
@@ -382,13 +413,31 @@ class _Campaign(Ledger):
                 }
         return jobs
 
-    def _label(self, jobs: Mapping[str, dict[str, Any]], iteration: int, oracle: Oracle) -> None:
-        """Label what is asked for; each label is in the journal before the next is looked at."""
+    def _label(
+        self, jobs: Mapping[str, dict[str, Any]], oracle: Oracle | Background, iteration: int | None = None
+    ) -> None:
+        """Label what is asked for; each label is in the journal before the next is looked at.
+
+        Jobs of an iteration, or those of before the first, with -1.
+        """
+        if not jobs:
+            return
+        taker = self._taker(len(jobs) + len(self.outstanding), jobs if iteration is not None else None)
+        payloads = {id: {k: job[k] for k in ("structure", "md") if k in job} for id, job in jobs.items()}
+        self.tried |= set(jobs)
+        oracle.label(payloads, taker)
+
+    def _taker(self, total: int, first: Mapping[str, dict[str, Any]] | None = None) -> Callable[[str, Outcome], None]:
+        """What writes outcomes down; of the jobs before the first iteration, or of those that iterations asked for."""
         done = failed = 0
+        self.progress({"stage": "label", "done": 0, "total": total, "failed": 0, "error": None, "id": None})
 
         def on_result(id: str, outcome: Outcome) -> None:
             nonlocal done, failed
-            job = jobs[id]
+            if first is not None:
+                iteration, job = -1, first[id]
+            else:
+                iteration, job = next((k, r["jobs"][id]) for k, r in self.requests.items() if id in r["jobs"])
             effort = {"attempts": outcome.attempts, "seconds": outcome.seconds}
             if outcome.result is None:
                 failed += 1
@@ -405,13 +454,10 @@ class _Campaign(Ledger):
                     known = {k: v for k, v in job.items() if k != "md"} | label
                     self.record({"type": "label", "id": name, "iteration": iteration, **known, **effort})
             self.progress(
-                {"stage": "label", "done": done, "total": len(jobs), "failed": failed, "error": outcome.error, "id": id}
+                {"stage": "label", "done": done, "total": total, "failed": failed, "error": outcome.error, "id": id}
             )
 
-        if jobs:
-            self.progress({"stage": "label", "done": 0, "total": len(jobs), "failed": 0, "error": None, "id": None})
-            payloads = {id: {k: job[k] for k in ("structure", "md") if k in job} for id, job in jobs.items()}
-            oracle.label(payloads, on_result)
+        return on_result
 
     # ------------------------------------------------------------------------------------------ learn
 
@@ -426,13 +472,12 @@ class _Campaign(Ledger):
         isolated = [id for id in self.labels if id.startswith("isolated-")]
         return fit(self.basis, [self.labels[id][1] for id in isolated + ids], **self.config.fit.model_dump())
 
-    def _learn(self, model: Model, iteration: int) -> Model:
-        """Refit with what an iteration brought, in the order it was asked for, whatever order it came in."""
+    def _learn(self, model: Model, ids: list[str]) -> Model:
+        """Refit with these labels too."""
         self.progress({"stage": "fit"})
-        ids = [id for id in self.requests[iteration]["jobs"] if self.labels.get(id, ("",))[0] == "train"]
         return refit(model, [self.labels[id][1] for id in ids]) if ids else model
 
-    def _finish_iteration(self, iteration: int, model: Model, seconds: dict[str, float]) -> None:
+    def _finish_iteration(self, iteration: int, model: Model, seconds: dict[str, float], learned: list[str]) -> None:
         from haljax.report.hal import trajectory_picture
 
         with timed(seconds, "evaluate"):
@@ -450,6 +495,7 @@ class _Campaign(Ledger):
             "type": "iteration",
             "iteration": iteration,
             "labels": self._n_labels(),
+            "learned": learned,
             "score": request["score"],
             "replicas": request["replicas"],
             "errors": {group: _without_nan(values) for group, values in errors.items()},

@@ -63,6 +63,19 @@ class Moody(EMT):
         super().calculate(*args, **kwargs)
 
 
+class Waiting(EMT):
+    """Does not answer while there is a certain file."""
+
+    def __init__(self, unless):
+        super().__init__()
+        self.unless = unless
+
+    def calculate(self, *args, **kwargs):
+        while os.path.exists(self.unless):
+            time.sleep(0.05)
+        super().calculate(*args, **kwargs)
+
+
 class Shapeless(EMT):
     """Forces of the wrong shape."""
 

@@ -122,9 +122,8 @@ def test_a_campaign_leaves_what_the_user_takes_home(whole):
     assert table["total"]["force_rmse"] == pytest.approx(result.errors["total"]["force_rmse"], rel=1e-6)
 
 
-def test_the_final_model_has_learned_every_training_label_in_one(whole):
+def check_learned_all_in_one(folder, model):
     """Learning round by round ends where one fit to all training labels at the same E0 does."""
-    folder, result = whole
     order = ["start-0", "start-1", "start-2", "start-3"]
     order += [id for r in records(folder, "request") for id in r["jobs"]]
     by_id = {r["id"]: r for r in records(folder, "label") if r["role"] == "train"}
@@ -135,12 +134,51 @@ def test_the_final_model_has_learned_every_training_label_in_one(whole):
             s = r["structure"]
             atoms = bulk("Al").__class__(s["numbers"], s["positions"], cell=s["cell"], pbc=s["pbc"])
             train.append(with_labels(atoms, r["energy"], r["forces"], r["stress"]))
-    e0 = dict(zip(("Al", "Cu"), result.model.e0, strict=True))
-    again = hx.fit(result.model.basis, train, e0=e0)
+    e0 = dict(zip(("Al", "Cu"), model.e0, strict=True))
+    again = hx.fit(model.basis, train, e0=e0)
     # The noise precision is a fixed point found to 1e-10; coefficients inherit that through the conditioning.
-    np.testing.assert_allclose(again.posterior.noise_precision, result.model.posterior.noise_precision, rtol=1e-6)
-    table = hx.evaluate(again, train)["total"], hx.evaluate(result.model, train)["total"]
+    np.testing.assert_allclose(again.posterior.noise_precision, model.posterior.noise_precision, rtol=1e-6)
+    table = hx.evaluate(again, train)["total"], hx.evaluate(model, train)["total"]
     assert table[0]["force_rmse"] == pytest.approx(table[1]["force_rmse"], rel=1e-6)
+
+
+def test_the_final_model_has_learned_every_training_label_in_one(whole):
+    folder, result = whole
+    check_learned_all_in_one(folder, result.model)
+
+
+def test_dynamics_go_on_while_labels_are_computed(tmp_path, no_pictures):
+    """The reference answers nothing of the first round before the second round's dynamics; Ctrl-C after that."""
+    busy = tmp_path / "busy"
+    setup = config(tmp_path, labels={"asynchronous": True, "test_fraction": 0.0})
+    setup["reference"] |= {"calculator": "tests.hal.references.Waiting", "arguments": {"unless": str(busy)}}
+    rounds = []
+
+    def watch(event):
+        if event["stage"] == "dynamics" and event["iteration"] not in rounds:
+            rounds.append(event["iteration"])
+            if event["iteration"] == 1:
+                busy.touch()
+            else:
+                busy.unlink()
+        if event["stage"] == "fit" and rounds == [1, 2]:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hx.HAL(setup, progress=watch).run()
+    assert len(records(tmp_path, "request")) == 2
+    assert [r["learned"] for r in records(tmp_path, "iteration")] == [[], []]
+    before = [r["id"] for r in records(tmp_path, "label")]
+    result = hx.HAL(setup, resume=True).run()
+    assert "2 iterations done" in result.reason
+    labels = [r["id"] for r in records(tmp_path, "label")]
+    assert labels[: len(before)] == before and len(labels) == len(set(labels)) == 8
+    assert len(records(tmp_path, "request")) == 2  # no dynamics were run again
+    learned = [id for r in records(tmp_path, "iteration") for id in r["learned"]]
+    assert sorted(learned) == sorted(labels[4:])
+    check_learned_all_in_one(tmp_path, result.model)
+    again = hx.HAL(setup, resume=True).run(max_iterations=3)  # the model is made anew from the journal
+    check_learned_all_in_one(tmp_path, again.model)
 
 
 @pytest.mark.parametrize(
