@@ -1,0 +1,97 @@
+"""Rows of the design matrix per second, and memory, for mlearn's Si training set; beside ace-jax's assembly.
+
+    python benchmarks/design_matrix.py [--degrees 14 20] [--copies 1 4] [--peer-python PATH] [--no-peer]
+
+Order 3, cutoff 5.5 Å. haljax's rows are compressed block by block as they are made, which its time includes; with
+several copies of the set its memory should stay. ace-jax's matrix is made whole (``stacked_design``), from lists made
+beforehand, which its time does not include. Each row is measured in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("JAX_ENABLE_X64", "1")
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--degrees", type=int, nargs="+", default=[14, 20])
+    parser.add_argument("--copies", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--peer-python", default=sys.executable)
+    parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--one", nargs=2, type=int, metavar=("DEGREE", "COPIES"), help="print the figures of one case")
+    options = parser.parse_args()
+    if options.one:
+        print(json.dumps(ours(*options.one)))
+        return
+    from common import row
+
+    for degree in options.degrees:
+        theirs = None if options.no_peer else peer(options.peer_python, degree)
+        for copies in options.copies:
+            found = json.loads(run([sys.executable, __file__, "--one", str(degree), str(copies)]))
+            if theirs is not None:
+                found |= {f"ace_jax_{name}": value for name, value in theirs.items()}
+                found["ratio"] = found["rows_per_s"] / theirs["rows_per_s"]
+            row("design_matrix", degree=degree, copies=copies, **found)
+
+
+def run(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return done.stdout.splitlines()[-1]
+
+
+def ours(degree: int, copies: int) -> dict[str, float]:
+    import resource
+
+    import jax
+    from accuracy import data
+
+    import haljax as hx
+    from haljax.bayes import empty
+    from haljax.training import FitSettings, _absorbed
+
+    _, train, _ = data("Si")
+    basis = hx.ace_basis(("Si",), 5.5, 3, degree)
+    one_body = sum(a.get_potential_energy() for a in train) / sum(map(len, train))
+
+    def assemble() -> float:
+        start = time.perf_counter()
+        statistics = _absorbed(empty(len(basis)), basis, jax.numpy.full(1, one_body), FitSettings(), train * copies)
+        jax.block_until_ready(statistics)
+        return time.perf_counter() - start
+
+    first, again = assemble(), assemble()
+    n = copies * sum(1 + 3 * len(a) for a in train)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {
+        "functions": len(basis), "rows": n, "rows_per_s": n / again, "compile_s": first - again, "peak_MiB": memory,
+    }  # fmt: skip
+
+
+def peer(python: str, degree: int) -> dict[str, float]:
+    from accuracy import data
+    from ase.io import write
+    from peers.acejax import _plain
+
+    with tempfile.TemporaryDirectory() as folder:
+        write(f"{folder}/train.xyz", [_plain(atoms) for atoms in data("Si")[1]], format="extxyz")
+        script = str(Path(__file__).parent / "peers" / "_time_ace_jax_rows.py")
+        found = json.loads(run([python, script, f"{folder}/train.xyz", "3", str(degree), "5.5", "Si"]))
+    n, functions = found["shape"]
+    return {"rows_per_s": (n - functions) / found["again_s"], "peak_MiB": found["peak_MiB"]}
+
+
+if __name__ == "__main__":
+    main()
