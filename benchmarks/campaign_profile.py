@@ -82,8 +82,9 @@ def profile(name: str, seconds: float, asynchronous: bool, iterations: int) -> N
     busy = sum(r["seconds"] for r in asked) / WORKERS
     row(
         "campaign_profile", labels=name, iterations=iterations, new_labels=len(asked), whole_s=whole,
-        first_fit_s=before, loop_s=loop, dynamics_share=parts["dynamics"] / loop, workers_idle=1 - busy / loop if seconds else None,
-        report_and_start_s=whole - loop - before, **{f"{stage}_s": value for stage, value in parts.items()},
+        first_fit_s=before, loop_s=loop, report_and_start_s=whole - loop - before,
+        dynamics_share=parts["dynamics"] / loop, workers_idle=1 - busy / loop if seconds else None,
+        **{f"{stage}_s": value for stage, value in parts.items()},
     )  # fmt: skip
 
 
