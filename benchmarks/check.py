@@ -28,12 +28,12 @@ from refit import labelled
 
 import haljax as hx
 from haljax.ace import descriptor
-from haljax.ace.features import density, radial_functions
+from haljax.ace.features import radial_functions
 from haljax.ace.harmonics import real_harmonics
 from haljax.bayes import accumulate, brr, empty
 from haljax.lattice import monte_carlo as mc
 from haljax.lattice.monte_carlo import Conditions
-from haljax.potentials import energy_and_sigma, parameters_of
+from haljax.potentials import energy_and_sigma, parameters_of, total_energy
 from haljax.structures import from_atoms, neighbour_list, vectors
 from haljax.training import design_rows
 
@@ -43,8 +43,8 @@ Pair = tuple[Callable, Callable]  # haljax's and the plain one
 
 
 def kernel() -> Pair:
-    """Energy and forces of 32 atoms; plain: every product of the density written out, and autodiff of that."""
-    basis, system, found, params = _alloy(3, 8)
+    """Energy and forces of 256 atoms; plain: one expression for each term, and autodiff of the whole."""
+    basis, system, found, params = _alloy(3, 8, repeat=2)
     many = len(basis) - len(basis.pairs) * basis.max_degree
     weights = params.mean[-many:].reshape(basis.n_species, -1)
 
@@ -53,7 +53,13 @@ def kernel() -> Pair:
         r = jnp.sqrt(jnp.sum(d * d, axis=-1))
         one_hot = (z_j[..., None] == jnp.arange(basis.n_species)[None, None]).astype(d.dtype)
         radial = radial_functions(basis, r, system.species, z_j)
-        a = density(basis, radial, real_harmonics(d / r[..., None], basis.tables.l_max), one_hot)
+        angular = real_harmonics(d / r[..., None], basis.tables.l_max)
+        a = jnp.concatenate(
+            [
+                jnp.einsum("ikz,ikn,ikm->znmi", one_hot, radial[..., :count], y).reshape(-1, len(r))
+                for count, y in zip(basis.tables.n_of_l, angular, strict=True)
+            ]
+        )
         total = 0.0
         for rows, channels, factors in basis.tables.products:
             values = jnp.prod(a[channels], axis=1)  # (n, N)
@@ -61,7 +67,7 @@ def kernel() -> Pair:
         return total
 
     def ours(positions):
-        return energy_and_sigma(basis, params, system._replace(positions=positions), found)[0]
+        return total_energy(basis, params, system._replace(positions=positions), found)
 
     R = system.positions
     return _called(jax.jit(jax.value_and_grad(ours)), R), _called(jax.jit(jax.value_and_grad(written_out)), R)
@@ -78,7 +84,7 @@ def bias() -> Pair:
 
     def member(mean, positions):
         moved = system._replace(positions=positions)
-        return energy_and_sigma(basis, params._replace(mean=mean), moved, found)[0]
+        return total_energy(basis, params._replace(mean=mean), moved, found)
 
     @jax.jit
     def committee(positions):
@@ -126,10 +132,10 @@ def monte_carlo() -> Pair:
     return together, lambda: [alone() for _ in range(64)]
 
 
-def _alloy(order: int, degree: int):
+def _alloy(order: int, degree: int, repeat: int = 1):
     atoms = labelled(8, 0)
     model = hx.fit(hx.ace_basis(("Al", "Cu"), 5.0, order, degree), atoms)
-    system = from_atoms(atoms[0], model.basis.elements)
+    system = from_atoms(atoms[0] * repeat, model.basis.elements)
     found = neighbour_list(system, model.basis.cutoff)
     system, found = jax.tree.map(jnp.asarray, (system, found))
     return model.basis, system, found, parameters_of(model)
