@@ -15,11 +15,9 @@ exactly, and at beta = 0 g goes over into the ideal solution plus the energy of 
 Compositions move g by a hundred times what ordering does. So features linear in eta, which are the compositions that
 the whole group leaves as they are, have a network of their own, and ordering has a second one with its own unit of
 energy. In five-fold cross-validation on 160 published windows of LixCoO2 the ensemble of five errs by 5.0 meV in mu_0
-and 0.33 meV in the others (root mean squares); with one network for both by 60 and 0.66 meV; with tanh by 24 and
+and 0.34 meV in the others (root mean squares); with one network for both by 8.0 and 0.58 meV; with tanh by 26 and
 1.3 meV; without the ideal term, at these compositions of 0.15 to 0.83, by 5.5 and 0.55 meV
-(benchmarks/ensemble_training.py --accuracy). One split; the learning rate was chosen on these rows for the first. At
-half of it, one network for both errs by 38 and 0.88 meV, tanh by 19 and 0.99 meV, without the ideal term by 5.6 and
-0.37 meV, and the first by 5.3 and 0.54 meV.
+(benchmarks/ensemble_training.py --accuracy). One split; the learning rate was chosen on these rows for the first.
 """
 
 from __future__ import annotations
