@@ -142,9 +142,11 @@ def _evaluate(
     return value, sigma_of(params, features), gradient, tension
 
 
-def evaluate_one(model: Model, system: System, neighbours: Neighbours) -> Evaluation:
-    """Energy, sigma, forces and virial of one system, in numpy."""
-    found = _evaluate(model.basis, parameters_of(model), system, neighbours)
+def evaluate_one(
+    model: Model, system: System, neighbours: Neighbours, parameters: Parameters | None = None
+) -> Evaluation:
+    """Energy, sigma, forces and virial of one system, in numpy; ``parameters`` where they are the model's, at hand."""
+    found = _evaluate(model.basis, parameters or parameters_of(model), system, neighbours)
     energy, sigma, gradient, tension = map(np.asarray, found)
     return Evaluation(energy, sigma, -gradient, -((tension + tension.T) / 2)[VOIGT])
 

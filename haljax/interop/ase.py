@@ -11,6 +11,7 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 
 from haljax.evaluation import evaluate_one, force_std_one
 from haljax.model import Model
+from haljax.potentials import parameters_of
 from haljax.structures import Neighbours, System, from_atoms, neighbour_list
 
 SKIN = 0.5  # Å by which neighbour lists reach beyond the cutoff, so that they serve for many steps
@@ -32,6 +33,7 @@ class Calculator(ASECalculator):
     def __init__(self, model: Model, **kwargs) -> None:
         super().__init__(**kwargs)
         self.model = model
+        self._parameters = model, parameters_of(model)  # on the device, for all calls
         self._made: tuple[Atoms, System, Neighbours] | None = None  # the last list, and what it was made for
         self._capacity = 0  # grows and stays, so that a trajectory compiles once
 
@@ -42,7 +44,9 @@ class Calculator(ASECalculator):
         if "stress" in properties and not self.atoms.pbc.all():
             raise PropertyNotImplementedError("stress needs a cell that is periodic along all three axes")
         system, found = self._arrays(self.atoms)
-        result = evaluate_one(model, system, found)
+        if self._parameters[0] is not model:
+            self._parameters = model, parameters_of(model)
+        result = evaluate_one(model, system, found, self._parameters[1])
         if not np.isfinite(result.energy) or not np.isfinite(result.forces).all():
             raise ValueError("the model's energy or forces are not finite for these positions")
         self.results = {
@@ -64,14 +68,15 @@ class Calculator(ASECalculator):
         """
         if self._made is not None and _moved(self._made[0], atoms) < SKIN / 2:
             _, system, found = self._made
-            positions = np.zeros_like(system.positions)
+            positions = np.zeros(system.positions.shape)
             positions[: len(atoms)] = atoms.positions
             return system._replace(positions=positions), found
         self._made = None  # lest anything be left if the atoms are refused
         system = from_atoms(atoms, self.model.basis.elements)
         found = neighbour_list(system, self.model.basis.cutoff + SKIN)
         self._capacity = max(self._capacity, found.index.shape[1])
-        found = jax.tree.map(jnp.asarray, found.padded(len(system.species), self._capacity))
+        found = found.padded(len(system.species), self._capacity)
+        system, found = jax.tree.map(jnp.asarray, (system, found))
         self._made = atoms, system, found
         return system, found
 
