@@ -25,5 +25,5 @@ def spread(devices: int, function: Callable, arguments: Any, results: Any) -> Ca
     import jax
 
     kind = (jax.sharding.AxisType.Auto,)
-    mesh = jax.make_mesh((devices,), ("batch",), axis_types=kind, devices=jax.devices()[:devices])
+    mesh = jax.make_mesh((devices,), ("batch",), axis_types=kind, devices=jax.local_devices()[:devices])
     return jax.shard_map(function, mesh=mesh, in_specs=arguments, out_specs=results, check_vma=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -263,11 +264,13 @@ def _blocks(
     """Weighted rows of each structure in order, computed on all cores and devices."""
     known = [labels(atoms, index=i) for i, atoms in enumerate(structures)]
     labelled = ((*example, label) for example, label in zip(examples(basis, structures), known, strict=True))
-    devices = jax.local_devices()
+    # On a CPU the threads keep all cores busy on one device, and a user's choice of a device is theirs.
+    spread_out = jax.default_backend() != "cpu" and jax.config.jax_default_device is None
+    devices = jax.local_devices() if spread_out else []
     workers = max(cores(), len(devices))
 
     def weighted(k: int, example: tuple[System, Neighbours, Labels]) -> tuple[np.ndarray, np.ndarray]:
-        with jax.default_device(devices[k % len(devices)] if len(devices) > 1 else None):
+        with jax.default_device(devices[k % len(devices)]) if len(devices) > 1 else nullcontext():
             return _weighted(basis, one_body, settings, example)
 
     with ThreadPoolExecutor(workers) as pool:

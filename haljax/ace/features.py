@@ -21,7 +21,7 @@ from haljax.ace.harmonics import real_harmonics
 from haljax.ace.radial import agnesi, polynomials, smooth_step
 
 CPU_BLOCK, DEVICE_BLOCK = 64, 16384  # atoms whose intermediate values are held at a time: cache, and memory
-RECOMPUTED = 256  # atoms beyond which it pays to compute these values twice
+RECOMPUTED = 256  # atoms beyond which it pays to compute these values anew for a reverse pass
 
 _HIGHEST = jax.lax.Precision.HIGHEST  # else a GPU may multiply float32 as TF32
 
@@ -150,7 +150,8 @@ def linear_energy(basis: ACEBasis, coefficients: jax.Array, d: jax.Array, z_i: j
     if n == 1:
         return _linear_energy(basis, coefficients, d, z_i, z_j)[0]
     one = partial(_linear_energy, basis, coefficients)
-    return jax.lax.scan(lambda total, block: (total + one(*block)[0], None), jnp.zeros((), d.dtype), blocks)[0]
+    start = jnp.zeros((), jnp.result_type(coefficients, d))
+    return jax.lax.scan(lambda total, block: (total + one(*block)[0], None), start, blocks)[0]
 
 
 @linear_energy.defjvp
@@ -166,10 +167,11 @@ def _linear_energy_jvp(basis: ACEBasis, primals: tuple, tangents: tuple) -> tupl
             found, gradient = both(*block)
             return jax.tree.map(jnp.add, total, found), gradient
 
-        start = jnp.zeros((), d.dtype), jnp.zeros(len(basis), d.dtype)
+        start = jnp.zeros((), jnp.result_type(coefficients, d)), jnp.zeros(len(basis), d.dtype)
         (energy, features), gradient = jax.lax.scan(add, start, blocks)
         gradient = gradient.reshape(-1, *d.shape[1:])[: len(d)]
-    return energy, features @ tangents[0] + jnp.sum(gradient * tangents[1])
+    change = jnp.dot(features, tangents[0], precision=_HIGHEST) + jnp.sum(gradient * tangents[1])
+    return energy, change.astype(energy.dtype)
 
 
 def _blocks(

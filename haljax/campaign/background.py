@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from queue import Empty, SimpleQueue
@@ -12,41 +13,45 @@ from haljax.campaign.oracle import Oracle, Outcome
 
 
 class Background:
-    """An oracle that works in a thread of its own, with `label` as `Oracle` has it, but for the waiting.
+    """An oracle that works in a thread of its own. For use in a ``with``, at whose end it is closed.
 
     Parameters
     ----------
-    oracle
-        Closed with this object, by ``with``.
+    on_result
+        Called with the id and the outcome of each job, failed ones included, in the thread that calls one of the
+        methods; what has finished when an exception ends the ``with`` is handed over too.
     at_most
         `label` waits only while more labels than these are outstanding.
 
     Attributes
     ----------
-    outstanding : ids of the jobs that were given and have no outcome yet.
+    outstanding : ids of the jobs that were given and whose outcome was not handed over yet.
     """
 
-    def __init__(self, oracle: Oracle, at_most: int) -> None:
+    def __init__(self, oracle: Oracle, on_result: Callable[[Any, Outcome], None], at_most: int) -> None:
         self.outstanding: set[Any] = set()
-        self._at_most = at_most
+        self._oracle, self._on_result, self._at_most = oracle, on_result, at_most
         self._jobs: SimpleQueue[Any] = SimpleQueue()
         self._outcomes: SimpleQueue[Outcome | BaseException] = SimpleQueue()
-        self._oracle = oracle
         self._thread = threading.Thread(target=self._work, daemon=True)
         self._thread.start()
 
-    def label(self, jobs: Mapping[Any, Any], on_result: Callable[[Any, Outcome], None]) -> None:
-        """Ask for labels, and hand over those that have finished: these or earlier ones, in this thread."""
+    def label(self, jobs: Mapping[Any, Any]) -> None:
+        """Ask for labels, a payload by its id, and hand over those that have finished: these or earlier ones."""
         self.outstanding |= set(jobs)
         for job in jobs.items():
             self._jobs.put(job)
-        self._collect(on_result, self._at_most)
+        self._collect(self._at_most)
 
-    def finish(self, on_result: Callable[[Any, Outcome], None]) -> None:
+    def take(self) -> None:
+        """Hand over what has finished, and wait for nothing."""
+        self._collect(len(self.outstanding))
+
+    def finish(self) -> None:
         """Wait for all that is outstanding."""
-        self._collect(on_result, 0)
+        self._collect(0)
 
-    def _collect(self, on_result: Callable[[Any, Outcome], None], at_most: int) -> None:
+    def _collect(self, at_most: int) -> None:
         while True:
             try:
                 outcome = self._outcomes.get(block=len(self.outstanding) > at_most)
@@ -55,7 +60,7 @@ class Background:
             if isinstance(outcome, BaseException):
                 raise outcome
             self.outstanding.remove(outcome.id)
-            on_result(outcome.id, outcome)
+            self._on_result(outcome.id, outcome)
 
     def _work(self) -> None:
         try:
@@ -69,6 +74,9 @@ class Background:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._jobs.put(error)  # None: no more jobs; else what is running is ended
+        self._jobs.put(None if error is None else InterruptedError())  # the last job; or: end what is running
         self._thread.join()
         self._oracle.close()
+        if error is not None:
+            with contextlib.suppress(Exception):  # what ended the campaign is what its caller is to hear of
+                self.take()

@@ -77,9 +77,10 @@ def explore(
     alike: dict[tuple[int, Protocol], list[int]] = {}
     for i, (replica, atoms) in enumerate(zip(own, starts, strict=True)):
         alike.setdefault((bucket(len(atoms)), _protocol(replica)), []).append(i)
-    devices = dynamics.devices or jax.device_count()
-    if devices > jax.device_count():
-        raise ValueError(f"dynamics.devices = {devices}, but jax has {jax.device_count()} here: give at most that")
+    devices = dynamics.devices or jax.local_device_count()
+    if devices > jax.local_device_count():
+        there = jax.local_device_count()
+        raise ValueError(f"dynamics.devices = {devices}, but jax has {there} here: give at most that")
     batches = []
     for (size, protocol), members in alike.items():
         width = dynamics.replicas_per_batch or _width(len(starts), size, devices)

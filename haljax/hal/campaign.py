@@ -190,8 +190,9 @@ class _Campaign(Ledger):
         self.basis = config.ace_basis()
         self.key = jax.random.key(config.seed)
         self.room = room_for(self.basis, config.dynamics.skin, starts)
-        self.tried: set[str] = set()  # what was asked of the reference since this process began
-        self.outstanding: set[str] = set()  # of that, what is on its way
+        self.outstanding: set[str] = set()  # labels that are on their way
+        self.take: Callable[[], None] = lambda: None  # those that have arrived
+        self.arrived = {"done": 0, "failed": 0}
 
     def kept(self, record: dict[str, Any]) -> tuple[str, Atoms]:
         return record["role"], decode(record)
@@ -207,24 +208,42 @@ class _Campaign(Ledger):
         with timed(seconds, "fit"):
             model = self._first_model()
         if not self.iterations:
-            self._finish_iteration(0, model, seconds, [])
+            self._finish_iteration(0, model, seconds, self._unlearned())
         for done in self.iterations[1:]:
             model = self._learn(model, done["learned"])
         with self._labeller() as oracle:
-            while (reason := why_stop(limits, self._so_far(time.perf_counter() - started))) is None:
-                model = self._iterate(model, len(self.iterations), oracle)
-            if isinstance(oracle, Background) and self.outstanding:
-                model = self._wait(model, len(self.iterations), oracle)
+            if isinstance(oracle, Background):
+                self._go_on_with(oracle)
+            while True:
+                reason = why_stop(limits, self._so_far(time.perf_counter() - started))
+                if reason is None or len(self.iterations) in self.requests:  # one that was interrupted is finished
+                    model = self._iterate(model, len(self.iterations), oracle)
+                elif self.outstanding or self._unlearned():
+                    model = self._wait(model, len(self.iterations), oracle)
+                else:
+                    break
         return self._conclude(model, reason)
 
     def _labeller(self) -> Oracle | Background:
-        """What labels are asked of: a call of its ``label`` brings them all, or those that are ready."""
+        """What labels are asked of: it brings them all, or those that are ready."""
         if not self.config.labels.asynchronous:
             return self.oracle()
         # As many are left to the workers while the dynamics go on.
-        background = Background(self.oracle(), max(self.config.reference.workers, self.config.labels.per_iteration))
-        self.outstanding = background.outstanding
+        at_most = max(self.config.reference.workers, self.config.labels.per_iteration)
+        background = Background(self.oracle(), self._arrived, at_most)
+        self.outstanding, self.take = background.outstanding, background.take
         return background
+
+    def _go_on_with(self, oracle: Background) -> None:
+        """Ask again for what was on its way when an asynchronous campaign was interrupted."""
+        failed = {record["id"] for record in self.journal.read() if record["type"] == "failed"}
+        for iteration, request in self.requests.items():
+            jobs = request["jobs"]
+            given_up = failed if any(id in self.labels for id in jobs) else set()  # else the reference was broken
+            if iteration < len(self.iterations):
+                self._label(
+                    {id: job for id, job in jobs.items() if id not in self.labels and id not in given_up}, oracle
+                )
 
     def _iterate(self, model: Model, iteration: int, oracle: Oracle | Background) -> Model:
         seconds: dict[str, float] = {}
@@ -234,34 +253,43 @@ class _Campaign(Ledger):
             with timed(seconds, "select"):
                 self._request(model, iteration, explored)
         with timed(seconds, "label"):
-            # What an asynchronous campaign left behind when it was interrupted is asked for again.
-            asked = self.requests.values() if self.config.labels.asynchronous else [self.requests[iteration]]
-            jobs = {id: job for request in asked for id, job in request["jobs"].items()}
-            self._label({id: job for id, job in jobs.items() if id not in {*self.labels, *self.tried}}, oracle)
-        for request in asked:
-            if not any(id in self.labels or id in self.outstanding for id in request["jobs"]):
-                raise RuntimeError(
-                    f"no structure of iteration {request['iteration']} could be labelled; the last failure: "
-                    f"{self.last_failure()}. Mend the reference calculator and resume."
-                )
-        return self._learn_and_finish(model, iteration, seconds)
+            jobs = self.requests[iteration]["jobs"]
+            self._label({id: job for id, job in jobs.items() if id not in self.labels}, oracle, iteration)
+        return self._learn_and_finish(model, iteration, oracle, seconds)
 
-    def _wait(self, model: Model, iteration: int, oracle: Background) -> Model:
-        """An iteration without dynamics: for the labels that are on their way."""
+    def _wait(self, model: Model, iteration: int, oracle: Oracle | Background) -> Model:
+        """An iteration without dynamics: for the labels that are on their way, or were not learned yet."""
         seconds: dict[str, float] = {}
         with timed(seconds, "label"):
-            oracle.finish(self._taker(len(self.outstanding)))
-        return self._learn_and_finish(model, iteration, seconds)
+            if isinstance(oracle, Background):
+                oracle.finish()
+        return self._learn_and_finish(model, iteration, oracle, seconds)
 
-    def _learn_and_finish(self, model: Model, iteration: int, seconds: dict[str, float]) -> Model:
-        """Learn what was labelled since the last time, in the order it was asked for, whatever order it came in."""
-        known = {id for done in self.iterations for id in done["learned"]}
-        asked = [id for request in self.requests.values() for id in request["jobs"]]
-        new = [id for id in asked if id not in known and self.labels.get(id, ("",))[0] == "train"]
+    def _learn_and_finish(
+        self, model: Model, iteration: int, oracle: Oracle | Background, seconds: dict[str, float]
+    ) -> Model:
+        for number, request in self.requests.items():
+            if not any(id in self.labels or id in self.outstanding for id in request["jobs"]):
+                if isinstance(oracle, Background):
+                    oracle.finish()  # others may be good, and were paid for
+                raise RuntimeError(
+                    f"no structure of iteration {number} could be labelled; the last failure: {self.last_failure()}. "
+                    "Mend the reference calculator and resume."
+                )
+        new = self._unlearned()
         with timed(seconds, "fit"):
             model = self._learn(model, new)
         self._finish_iteration(iteration, model, seconds, new)
         return model
+
+    def _unlearned(self) -> list[str]:
+        """Training labels that no fit has seen, in the order they were asked for, whatever order they came in."""
+        known = {id for done in self.iterations for id in done["learned"]}
+        asked = [*self._start_ids(), *(id for request in self.requests.values() for id in request["jobs"])]
+        return [id for id in asked if id not in known and self.labels.get(id, ("",))[0] == "train"]
+
+    def _start_ids(self) -> list[str]:
+        return [f"start-{i}" for i in range(len(self.starts))]
 
     def _conclude(self, model: Model, reason: str) -> Result:
         """Calibrate, write what the user takes home, and say why it ended."""
@@ -292,8 +320,9 @@ class _Campaign(Ledger):
         return Result(reason, model, errors, calibration)
 
     def _so_far(self, wall_s: float) -> Progress:
-        scores = [float("inf") if r["score"] is None else r["score"] for r in self.iterations[1:]]
-        return Progress(self._n_labels() + len(self.outstanding), len(self.iterations) - 1, scores, wall_s)
+        rounds = [r for r in self.iterations if r["iteration"] in self.requests]
+        scores = [float("inf") if r["score"] is None else r["score"] for r in rounds]
+        return Progress(self._n_labels() + len(self.outstanding), len(rounds), scores, wall_s)
 
     def _n_labels(self) -> int:
         return sum(role in ("train", "held_out") for role, _ in self.labels.values())
@@ -309,6 +338,7 @@ class _Campaign(Ledger):
         starts = [self.starts[((iteration - 1) * n + i) % len(self.starts)] for i in range(n)]
 
         def on_progress(latest: Mapping[str, list]) -> None:
+            self.take()  # so that no label waits for the dynamics to be written down
             self.progress(
                 {
                     "stage": "dynamics",
@@ -413,57 +443,55 @@ class _Campaign(Ledger):
                 }
         return jobs
 
-    def _label(
-        self, jobs: Mapping[str, dict[str, Any]], oracle: Oracle | Background, iteration: int | None = None
-    ) -> None:
-        """Label what is asked for; each label is in the journal before the next is looked at.
-
-        Jobs of an iteration, or those of before the first, with -1.
-        """
+    def _label(self, jobs: Mapping[str, dict[str, Any]], oracle: Oracle | Background, iteration: int = 0) -> None:
+        """Label what is asked for; each label is in the journal before the next is looked at."""
         if not jobs:
             return
-        taker = self._taker(len(jobs) + len(self.outstanding), jobs if iteration is not None else None)
         payloads = {id: {k: job[k] for k in ("structure", "md") if k in job} for id, job in jobs.items()}
-        self.tried |= set(jobs)
-        oracle.label(payloads, taker)
-
-    def _taker(self, total: int, first: Mapping[str, dict[str, Any]] | None = None) -> Callable[[str, Outcome], None]:
-        """What writes outcomes down; of the jobs before the first iteration, or of those that iterations asked for."""
+        if isinstance(oracle, Background):
+            oracle.label(payloads)
+            return
         done = failed = 0
-        self.progress({"stage": "label", "done": 0, "total": total, "failed": 0, "error": None, "id": None})
+        self.progress({"stage": "label", "done": 0, "total": len(jobs), "failed": 0, "error": None, "id": None})
 
         def on_result(id: str, outcome: Outcome) -> None:
             nonlocal done, failed
-            if first is not None:
-                iteration, job = -1, first[id]
-            else:
-                iteration, job = next((k, r["jobs"][id]) for k, r in self.requests.items() if id in r["jobs"])
-            effort = {"attempts": outcome.attempts, "seconds": outcome.seconds}
-            if outcome.result is None:
-                failed += 1
-                self.record({"type": "failed", "id": id, "iteration": iteration, "error": outcome.error, **effort})
-            else:
-                done += 1
-                frames = outcome.result.get("frames")
-                labels = (
-                    {id: outcome.result}
-                    if frames is None
-                    else {f"{id}-{k}": frame for k, frame in enumerate(frames) if f"{id}-{k}" not in self.labels}
-                )
-                for name, label in labels.items():
-                    known = {k: v for k, v in job.items() if k != "md"} | label
-                    self.record({"type": "label", "id": name, "iteration": iteration, **known, **effort})
+            done, failed = done + (outcome.result is not None), failed + (outcome.result is None)
+            self._write(id, outcome, iteration, jobs[id])
             self.progress(
-                {"stage": "label", "done": done, "total": total, "failed": failed, "error": outcome.error, "id": id}
+                {"stage": "label", "done": done, "total": len(jobs), "failed": failed, "error": outcome.error, "id": id}
             )
 
-        return on_result
+        oracle.label(payloads, on_result)
+
+    def _arrived(self, id: str, outcome: Outcome) -> None:
+        """As labels are handed over that were computed beside the dynamics."""
+        iteration, job = next((k, r["jobs"][id]) for k, r in self.requests.items() if id in r["jobs"])
+        self._write(id, outcome, iteration, job)
+        self.arrived["failed" if outcome.result is None else "done"] += 1
+        total = sum(self.arrived.values()) + len(self.outstanding)
+        self.progress({"stage": "label", **self.arrived, "total": total, "error": outcome.error, "id": id})
+
+    def _write(self, id: str, outcome: Outcome, iteration: int, job: Mapping[str, Any]) -> None:
+        effort = {"attempts": outcome.attempts, "seconds": outcome.seconds}
+        if outcome.result is None:
+            self.record({"type": "failed", "id": id, "iteration": iteration, "error": outcome.error, **effort})
+            return
+        frames = outcome.result.get("frames")
+        labels = (
+            {id: outcome.result}
+            if frames is None
+            else {f"{id}-{k}": frame for k, frame in enumerate(frames) if f"{id}-{k}" not in self.labels}
+        )
+        for name, label in labels.items():
+            known = {k: v for k, v in job.items() if k != "md"} | label
+            self.record({"type": "label", "id": name, "iteration": iteration, **known, **effort})
 
     # ------------------------------------------------------------------------------------------ learn
 
     def _first_model(self) -> Model:
         self.progress({"stage": "fit"})
-        ids = [id for i in range(len(self.starts)) if (id := f"start-{i}") in self.labels]
+        ids = self.iterations[0]["learned"] if self.iterations else self._unlearned()
         if not ids:
             raise RuntimeError(
                 "no start structure could be labelled, so there is nothing to fit; the last failure: "

@@ -41,11 +41,11 @@ class Calculator(ASECalculator):
         super().calculate(atoms, properties, system_changes)
         assert self.atoms is not None
         model, n = self.model, len(self.atoms)
+        if self._parameters[0] is not model:
+            self._parameters, self._made, self._capacity = (model, parameters_of(model)), None, 0
         if "stress" in properties and not self.atoms.pbc.all():
             raise PropertyNotImplementedError("stress needs a cell that is periodic along all three axes")
         system, found = self._arrays(self.atoms)
-        if self._parameters[0] is not model:
-            self._parameters = model, parameters_of(model)
         result = evaluate_one(model, system, found, self._parameters[1])
         if not np.isfinite(result.energy) or not np.isfinite(result.forces).all():
             raise ValueError("the model's energy or forces are not finite for these positions")

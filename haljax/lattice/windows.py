@@ -143,6 +143,7 @@ def sample_windows(
         raise ValueError(f"devices = {devices}, but JAX has {jax.local_device_count()} here: give at most that.")
     conditions = checked_conditions(conditions, order_parameters, hessian=hessian, overreach=overreach)
     W, d = conditions.kappa.shape
+    devices = min(devices, -(-W // WINDOWS))  # fewer would only compute copies
     precision = np.broadcast_to(np.asarray(precision, float), (d,))
     if not np.all(precision > 0):
         raise ValueError(f"precision is {precision.tolist()}; the absolute precision of each order parameter is > 0.")

@@ -147,8 +147,9 @@ def test_the_final_model_has_learned_every_training_label_in_one(whole):
     check_learned_all_in_one(folder, result.model)
 
 
-def test_dynamics_go_on_while_labels_are_computed(tmp_path, no_pictures):
-    """The reference answers nothing of the first round before the second round's dynamics; Ctrl-C after that."""
+@pytest.fixture
+def asynchronous(tmp_path):
+    """A campaign whose reference answers nothing of the first round before the second round's dynamics."""
     busy = tmp_path / "busy"
     setup = config(tmp_path, labels={"asynchronous": True, "test_fraction": 0.0})
     setup["reference"] |= {"calculator": "tests.hal.references.Waiting", "arguments": {"unless": str(busy)}}
@@ -160,25 +161,64 @@ def test_dynamics_go_on_while_labels_are_computed(tmp_path, no_pictures):
             if event["iteration"] == 1:
                 busy.touch()
             else:
-                busy.unlink()
-        if event["stage"] == "fit" and rounds == [1, 2]:
+                busy.unlink(missing_ok=True)
+
+    return setup, watch
+
+
+@pytest.mark.parametrize("patience", [None, 3, 5])
+def test_dynamics_go_on_while_labels_are_computed(asynchronous, tmp_path, no_pictures, patience):
+    """With a Ctrl-C as one of the labels is written down, or none."""
+    setup, watch = asynchronous
+    arrived = 0
+
+    def interrupt(event):
+        nonlocal arrived
+        watch(event)
+        arrived += event["stage"] == "label" and event["id"] is not None and not event["id"].startswith("start")
+        if arrived + 2 == patience:
+            arrived = -100
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt):
-        hx.HAL(setup, progress=watch).run()
-    assert len(records(tmp_path, "request")) == 2
-    assert [r["learned"] for r in records(tmp_path, "iteration")] == [[], []]
-    before = [r["id"] for r in records(tmp_path, "label")]
-    result = hx.HAL(setup, resume=True).run()
+    if patience is None:
+        result = hx.HAL(setup, progress=interrupt).run()
+    else:
+        with pytest.raises(KeyboardInterrupt):
+            hx.HAL(setup, progress=interrupt).run()
+        before = [r["id"] for r in records(tmp_path, "label")]
+        result = hx.HAL(setup, resume=True).run()
+        labels = [r["id"] for r in records(tmp_path, "label")]
+        assert labels[: len(before)] == before
     assert "2 iterations done" in result.reason
-    labels = [r["id"] for r in records(tmp_path, "label")]
-    assert labels[: len(before)] == before and len(labels) == len(set(labels)) == 8
     assert len(records(tmp_path, "request")) == 2  # no dynamics were run again
-    learned = [id for r in records(tmp_path, "iteration") for id in r["learned"]]
-    assert sorted(learned) == sorted(labels[4:])
+    labels = [r["id"] for r in records(tmp_path, "label")]
+    assert len(labels) == len(set(labels)) == 8
+    learned = [r["learned"] for r in records(tmp_path, "iteration")]
+    assert sorted(learned[0]) == [f"start-{i}" for i in range(4)] and learned[1] == []
+    assert sorted(id for ids in learned for id in ids) == sorted(labels)
     check_learned_all_in_one(tmp_path, result.model)
     again = hx.HAL(setup, resume=True).run(max_iterations=3)  # the model is made anew from the journal
+    assert len(records(tmp_path, "request")) == 3
     check_learned_all_in_one(tmp_path, again.model)
+
+
+def test_asynchronous_labels_that_all_fail_end_the_run(tmp_path, no_pictures):
+    down = tmp_path / "down"
+    setup = config(tmp_path, labels={"asynchronous": True}, stop={"max_iterations": 1})
+    setup["reference"] |= {
+        "calculator": "tests.hal.references.Moody", "arguments": {"unless": str(down)}, "max_attempts": 1,
+    }  # fmt: skip
+
+    def fail_from_the_dynamics_on(event):
+        if event["stage"] == "dynamics":
+            down.touch()
+
+    with pytest.raises(RuntimeError, match="no structure of iteration 1 could be labelled.*the cluster is down"):
+        hx.HAL(setup, progress=fail_from_the_dynamics_on).run()
+    down.unlink()
+    result = hx.HAL(setup, resume=True).run()
+    assert "1 iterations done" in result.reason and len(records(tmp_path, "label")) == 6
+    assert len(records(tmp_path, "request")) == 1
 
 
 @pytest.mark.parametrize(
