@@ -132,11 +132,11 @@ def refit(model: Model, new: Sequence[Atoms]) -> Model:
     )
 
 
-def select(model: Model, pool: Sequence[Atoms], n: int) -> list[int]:
+def select(model: Model, pool: Sequence[Atoms], n: int, given: Sequence[Atoms] = ()) -> list[int]:
     """Indices of the ``n`` structures of an unlabelled pool that are worth labelling together.
 
     Greedy by conditional posterior variance of the energy: each pick conditions the posterior as if it had
-    been labelled, so near-copies are not picked twice.
+    been labelled, so near-copies are not picked twice, nor of structures ``given`` whose labels are on their way.
 
     Raises
     ------
@@ -146,9 +146,16 @@ def select(model: Model, pool: Sequence[Atoms], n: int) -> list[int]:
     if not pool:
         raise ValueError("the pool is empty: give at least one structure to select from")
     scale = model.settings.energy_weight or ENERGY_WEIGHT  # a fit to forces alone still judges by energies
-    weight = np.array([scale / len(atoms) for atoms in pool])
-    features = descriptors(model.basis, pool) * weight[:, None]
-    indices, _ = bayes.select(model.posterior, jnp.asarray(features)[:, None, :], n)
+
+    def rows(structures: Sequence[Atoms]) -> np.ndarray:
+        weight = np.array([scale / len(atoms) for atoms in structures])
+        return descriptors(model.basis, structures) * weight[:, None]
+
+    posterior = model.posterior
+    if given:  # what they will say does not matter for the variance
+        known = np.pad(rows(given) * model.active, ((0, bucket(len(given)) - len(given)), (0, 0)))
+        posterior = _update(posterior, known, known @ np.asarray(posterior.mean))
+    indices, _ = bayes.select(posterior, jnp.asarray(rows(pool))[:, None, :], n)
     return [int(i) for i in indices]
 
 

@@ -76,6 +76,10 @@ try:
     explore(model, dynamics.model_copy(update={"devices": 9}), starts, jax.random.key(0), {}, lambda _: 0)
 except ValueError as error:
     print(error, file=sys.stderr)
+import os
+from haljax.devices import cores
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+assert cores() == 1
 print(json.dumps({"replicas": results, "mean": np.asarray(model.posterior.mean).tolist()}))
 """
 

@@ -510,6 +510,13 @@ def test_select_leaves_copies_for_last(tiny_model, alloy):
     assert picked[0] in (1, 2, 3) and set(picked[1:3]) == {0, 4}
 
 
+def test_select_knows_what_is_on_its_way(tiny_model, alloy):
+    pool = [alloy(seed, (1, 1, 1)) for seed in range(20, 26)]
+    best = hx.select(tiny_model, pool, 3)
+    assert hx.select(tiny_model, pool, 2, given=[pool[best[0]]]) == best[1:]
+    assert hx.select(tiny_model, pool, 1, given=[pool[i] for i in best[:2]]) == best[2:]
+
+
 def test_select_of_a_fit_to_forces_alone(basis, tiny_data, alloy):
     forces = [kept(atoms, "forces") for atoms in tiny_data]
     model = hx.fit(basis, forces, e0=E0, energy_weight=0)

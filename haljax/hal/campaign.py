@@ -369,7 +369,10 @@ class _Campaign(Ledger):
                 + ", ".join(sorted({replica["status"] for replica in explored.replicas}))
                 + "); lower the temperature or the time step, or widen the guards in [dynamics], and resume"
             )
-        picked = select(model, pool, min(self.config.labels.per_iteration, len(pool)))
+        on_their_way = [
+            decode(job) for r in self.requests.values() for id, job in r["jobs"].items() if id in self.outstanding
+        ]
+        picked = select(model, pool, min(self.config.labels.per_iteration, len(pool)), on_their_way)
         rng = np.random.default_rng([self.config.seed, iteration])
         jobs = {
             f"{iteration}-{i}": {

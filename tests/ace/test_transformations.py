@@ -157,6 +157,10 @@ def test_blocks_of_atoms(repeat, dtype, rng):
         close(found, value, atol=tolerance * size)
         for a, b in zip(gradients, slopes, strict=True):
             close(a, b, atol=tolerance * np.max(np.abs(b)))
+    # Coefficients of a fit with positions of single precision: the wider for the energy, theirs for the forces.
+    wide, gradient = jax.jit(jax.value_and_grad(in_blocks, 1))(c.astype(np.float64), d)
+    assert wide.dtype == np.float64 and gradient.dtype == dtype
+    close(gradient, slopes[1], atol=tolerance * np.max(np.abs(slopes[1])))
     bend, expected = (
         jax.jit(lambda d, f=f: jax.jvp(jax.grad(lambda d: f(c, d)), (d,), (push,))[1])(d) for f in (in_blocks, by_atom)
     )
