@@ -272,7 +272,7 @@ def _blocks(
     known = [labels(atoms, index=i) for i, atoms in enumerate(structures)]
     labelled = ((*example, label) for example, label in zip(examples(basis, structures), known, strict=True))
     # On a CPU the threads keep all cores busy on one device, and a user's choice of a device is theirs.
-    spread_out = jax.default_backend() != "cpu" and jax.config.jax_default_device is None
+    spread_out = jax.default_backend() != "cpu" and getattr(jax.config, "jax_default_device", None) is None
     devices = jax.local_devices() if spread_out else []
     workers = max(cores(), len(devices))
 
