@@ -87,6 +87,7 @@ def _one_body(params: Parameters, species: jax.Array) -> jax.Array:
 
 
 def sigma_of(params: Parameters, features: jax.Array) -> jax.Array:
+    """Posterior standard deviation of the energy, () eV, of a structure with the descriptor (M,)."""
     # The floor is added to the square, so that reverse mode meets no root of zero.
     return jnp.sqrt(jnp.sum((features @ params.factor) ** 2) + SIGMA_FLOOR**2)
 

@@ -135,15 +135,15 @@ def sample_windows(
     ------
     ValueError
         Shapes that do not fit, NaN, a temperature <= 0, phi < 0 (or = 0 with ``hessian``), no order parameters, kappa
-        outside the polytope, passes or precision that are not positive, more devices
-        than there are, what `monte_carlo.model` raises.
+        outside the polytope, passes or precision that are not positive, more devices than there are,
+        what `monte_carlo.model` raises.
     """
     devices = devices or jax.local_device_count()
     if devices > jax.local_device_count():
         raise ValueError(f"devices = {devices}, but JAX has {jax.local_device_count()} here: give at most that.")
     conditions = checked_conditions(conditions, order_parameters, hessian=hessian, overreach=overreach)
     W, d = conditions.kappa.shape
-    devices = min(devices, -(-W // WINDOWS))  # fewer would only compute copies
+    devices = min(devices, -(-min(W, batch or W) // WINDOWS))  # more would only compute copies
     precision = np.broadcast_to(np.asarray(precision, float), (d,))
     if not np.all(precision > 0):
         raise ValueError(f"precision is {precision.tolist()}; the absolute precision of each order parameter is > 0.")

@@ -63,12 +63,8 @@ class Moody(EMT):
         super().calculate(*args, **kwargs)
 
 
-class Waiting(EMT):
+class Waiting(Moody):
     """Does not answer while there is a certain file."""
-
-    def __init__(self, unless):
-        super().__init__()
-        self.unless = unless
 
     def calculate(self, *args, **kwargs):
         while os.path.exists(self.unless):
