@@ -40,13 +40,13 @@ assert jax.device_count() == 8
 results = []
 for devices, batch in ((1, None), (2, 6), (8, None)):
     dynamics = Dynamics(
-        temperature_K=600.0, n_steps=60, timestep_fs=2.0, tolerance=1e3, tau_rel=0.3, tau_history=10,
-        devices=devices, replicas_per_batch=batch,
+        temperature_K=600.0, pressure_GPa=0.0, n_steps=60, timestep_fs=2.0, tolerance=1e3, tau_rel=0.3, tau_history=10,
+        swap_interval=20, devices=devices, replicas_per_batch=batch,
     )
     room = room_for(model.basis, dynamics.skin, starts)
     found = explore(model, dynamics, starts, jax.random.key(0), room, lambda _: 0)
     results.append({
-        "energy": found.seen.energy[:6].tolist(),
+        "energy": found.seen.energy[:6].tolist(), "moves": found.seen.cell_moves[:6].tolist(),
         "positions": [a.positions.tolist() for a in found.candidates], "steps": [r["step"] for r in found.replicas],
     })
 from haljax.lattice import Conditions, Supercell, sample_windows
@@ -98,7 +98,7 @@ def outcome():
 def test_trajectories_are_those_of_one_device(outcome):
     one, two, eight = outcome[0]["replicas"]
     for many in (two, eight):
-        assert many["steps"] == one["steps"] == [60] * 6
+        assert many["steps"] == one["steps"] == [60] * 6 and many["moves"] == one["moves"]
         # programs of other widths order their sums in another way: 1e-16 of a force, grown over 60 steps
         np.testing.assert_allclose(many["positions"], one["positions"], atol=1e-9)
         np.testing.assert_allclose(many["energy"], one["energy"], atol=1e-10)

@@ -148,7 +148,7 @@ def test_the_final_model_has_learned_every_training_label_in_one(whole):
 
 
 @pytest.fixture
-def asynchronous(tmp_path):
+def slow_reference(tmp_path):
     """A campaign whose reference answers nothing of the first round before the second round's dynamics."""
     busy = tmp_path / "busy"
     setup = config(tmp_path, labels={"asynchronous": True, "test_fraction": 0.0})
@@ -167,9 +167,9 @@ def asynchronous(tmp_path):
 
 
 @pytest.mark.parametrize("patience", [None, 3, 5])
-def test_dynamics_go_on_while_labels_are_computed(asynchronous, tmp_path, no_pictures, patience):
+def test_dynamics_go_on_while_labels_are_computed(slow_reference, tmp_path, no_pictures, patience):
     """With a Ctrl-C as one of the labels is written down, or none."""
-    setup, watch = asynchronous
+    setup, watch = slow_reference
     arrived = 0
 
     def interrupt(event):
@@ -200,25 +200,6 @@ def test_dynamics_go_on_while_labels_are_computed(asynchronous, tmp_path, no_pic
     again = hx.HAL(setup, resume=True).run(max_iterations=3)  # the model is made anew from the journal
     assert len(records(tmp_path, "request")) == 3
     check_learned_all_in_one(tmp_path, again.model)
-
-
-def test_asynchronous_labels_that_all_fail_end_the_run(tmp_path, no_pictures):
-    down = tmp_path / "down"
-    setup = config(tmp_path, labels={"asynchronous": True}, stop={"max_iterations": 1})
-    setup["reference"] |= {
-        "calculator": "tests.hal.references.Moody", "arguments": {"unless": str(down)}, "max_attempts": 1,
-    }  # fmt: skip
-
-    def fail_from_the_dynamics_on(event):
-        if event["stage"] == "dynamics":
-            down.touch()
-
-    with pytest.raises(RuntimeError, match="no structure of iteration 1 could be labelled.*the cluster is down"):
-        hx.HAL(setup, progress=fail_from_the_dynamics_on).run()
-    down.unlink()
-    result = hx.HAL(setup, resume=True).run()
-    assert "1 iterations done" in result.reason and len(records(tmp_path, "label")) == 6
-    assert len(records(tmp_path, "request")) == 1
 
 
 @pytest.mark.parametrize(
@@ -350,9 +331,12 @@ def test_a_reference_that_always_fails_ends_the_run_with_its_message_and_can_be_
     assert len(records(tmp_path, "failed")) == 4
 
 
-def test_a_reference_that_fails_on_the_way_ends_the_run_which_resumes_when_it_is_mended(tmp_path, no_pictures):
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_reference_that_fails_on_the_way_ends_the_run_which_resumes_when_it_is_mended(
+    tmp_path, no_pictures, asynchronous
+):
     down = tmp_path / "down"
-    setup = config(tmp_path, stop={"max_iterations": 1})
+    setup = config(tmp_path, labels={"asynchronous": asynchronous}, stop={"max_iterations": 1})
     setup["reference"] |= {
         "calculator": "tests.hal.references.Moody", "arguments": {"unless": str(down)}, "max_attempts": 1,
     }  # fmt: skip
