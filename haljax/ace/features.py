@@ -197,6 +197,8 @@ def _linear_energy(
     basis: ACEBasis, coefficients: jax.Array, d: jax.Array, z_i: jax.Array, z_j: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """As `linear_energy`, of one block; and its D (M,)."""
+    # Else XLA forms the vectors anew in each of the many loops that begin with one: twice the time.
+    d = jax.lax.optimization_barrier(d)
     features = _descriptor(basis, d, z_i, z_j)
     return jnp.dot(coefficients, features, precision=_HIGHEST) + core_energy(basis, d, z_i, z_j), features
 
