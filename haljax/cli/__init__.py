@@ -30,7 +30,7 @@ def main() -> None:
     os.environ.setdefault("JAX_ENABLE_X64", "1")
     if (cache := _cache_directory()) is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
-        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+        os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def _cache_directory() -> Path | None:

@@ -55,6 +55,7 @@ class Hamiltonian(NamedTuple):
         """-dH/dR, (N, 3) eV/Å."""
         return self.energy_and_force(params, system, neighbours, tau)[1]
 
+    @partial(jax.jit, static_argnums=0)  # so that the many programs that step, move and check trace it once
     def energy_and_force(
         self, params: Any, system: System, neighbours: Neighbours, tau: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
