@@ -44,6 +44,10 @@ def hal(
     console = Console()
     with interruptible(context, config), (_screen if console.is_terminal else _log)(console, settings) as progress:
         result = HAL(settings, resume=resume, progress=progress).run(max_labels, max_iterations)
+    import jax
+
+    if jax.process_index() > 0:  # of several processes one speaks
+        return
     if result.errors is not None:
         click.echo(f"\nerrors on the test set\n{result.errors}")
     if result.calibration is not None:

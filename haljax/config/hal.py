@@ -264,6 +264,8 @@ class Dynamics(Table):
     """replicas stepped together; where absent, those of 256 atoms in all on each core of a CPU, and all on a GPU"""
     devices: Count | None = None
     """devices of jax on which replicas are shared out; where absent, all"""
+    processes: Count | None = None
+    """processes of jax.distributed on which they are, each started with the same command; where absent, all"""
 
     def overridden(self, info: Mapping[str, Any]) -> Self:
         """These for a replica from a start structure with ``info["hal_…"]``, as in ACEHAL; two numbers are a ramp.

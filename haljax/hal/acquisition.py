@@ -19,6 +19,7 @@ from haljax.hal.trajectory import Conditions, HALParameters, Observation, Protoc
 from haljax.md import Guards, Status
 from haljax.model import Model
 from haljax.potentials import parameters_of
+from haljax.processes import gather, heed
 from haljax.structures import System, bucket, from_atoms, stack, to_atoms
 
 if TYPE_CHECKING:
@@ -58,7 +59,8 @@ def explore(
 ) -> Explored:
     """Run one biased replica from each start until it stops.
 
-    Replicas of like size are stepped together, batches on all cores at once.
+    Replicas of like size are stepped together, batches on all cores at once. Where `jax.distributed` has more than
+    one process, all of them call this with the same arguments, step their share of the batches and return the same.
 
     Parameters
     ----------
@@ -81,9 +83,9 @@ def explore(
     if devices > jax.local_device_count():
         there = jax.local_device_count()
         raise ValueError(f"dynamics.devices = {devices}, but jax has {there} here: give at most that")
-    batches = []
+    batches, share = [], -(-len(starts) // jax.process_count())
     for (size, protocol), members in alike.items():
-        width = dynamics.replicas_per_batch or _width(len(starts), size, devices)
+        width = dynamics.replicas_per_batch or _width(share, size, devices)
         width = -(-width // devices) * devices
         batches += [(width, size, protocol, members[k : k + width]) for k in range(0, len(members), width)]
     latest: dict[str, list] = {name: [None] * len(starts) for name in Observation._fields}
@@ -96,6 +98,7 @@ def explore(
         def on_block(seen: Observation) -> None:
             if interrupted.is_set():
                 raise InterruptedError
+            heed()
             with lock:
                 for name, values in seen._asdict().items():
                     for column, i in enumerate(members):
@@ -116,13 +119,46 @@ def explore(
             devices=devices,
         )
 
+    processes = jax.process_count()
     with ThreadPoolExecutor(cores()) as pool:
         try:
-            runs = list(pool.map(one_batch, batches))
+            own_runs = list(pool.map(one_batch, batches[jax.process_index() :: processes]))
         except BaseException:  # Ctrl-C, say: no batch goes on beyond its present block
             interrupted.set()
             raise
+    dealt = gather(own_runs)
+    runs = [dealt[i % processes][i // processes] for i in range(len(batches))]
     return _gathered(basis.elements, starts, conditions, batches, runs)
+
+
+def lead(
+    model: Model,
+    dynamics: Dynamics,
+    starts: Sequence[Atoms],
+    key: jax.Array,
+    room: Mapping[int, int],
+    on_progress: Callable[[Mapping[str, list]], Any],
+) -> Explored:
+    """`explore` in process 0, while all others `follow`."""
+    gather(_Round(model, dynamics, starts, key, room))
+    return explore(model, dynamics, starts, key, room, on_progress)
+
+
+def follow() -> Any:
+    """`explore` whenever process 0 says so, until it says something else, which is returned."""
+    while isinstance(told := gather(None)[0], _Round):
+        explore(**told._asdict(), on_progress=lambda latest: None)
+    return told
+
+
+class _Round(NamedTuple):
+    """The arguments of `explore`, for other processes."""
+
+    model: Model
+    dynamics: Dynamics
+    starts: Sequence[Atoms]
+    key: jax.Array
+    room: Mapping[int, int]
 
 
 def room_for(basis: ACEBasis, skin: float, structures: Sequence[Atoms]) -> dict[int, int]:

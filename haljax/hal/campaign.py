@@ -31,9 +31,10 @@ from haljax.campaign import (
 )
 from haljax.config import MAY_CHANGE, HALConfig
 from haljax.evaluation import Calibration, ErrorTable, calibrate, evaluate
-from haljax.hal.acquisition import Explored, explore, room_for
+from haljax.hal.acquisition import Explored, follow, lead, room_for
 from haljax.hal.reference import Reference, decode, encode
 from haljax.model import Model
+from haljax.processes import gather, join, telling_failures
 from haljax.structures import from_atoms, labels, read_structures
 from haljax.training import fit, refit, select
 
@@ -116,13 +117,26 @@ class HAL:
     def run(self, max_labels: int | None = None, max_iterations: int | None = None) -> Result:
         """Run until a limit of ``[stop]`` is met; the arguments take the place of those in the config.
 
+        Where `jax.distributed` has more than one process, each of them calls this. Process 0 runs the campaign, the
+        others step replicas for it; all return its result.
+
         Raises
         ------
         JournalError : the run directory belongs to another campaign, is in use, or cannot be written.
-        RuntimeError : x64 is off, or no structure of the start or of an iteration could be labelled.
+        RuntimeError : x64 is off, no structure of the start or of an iteration could be labelled, another process
+            has failed, or there are others than ``dynamics.processes``.
         ValueError : a structure of the start or of the test set cannot be described by the basis.
         """
         require_x64()
+        join(self.config.dynamics.processes)
+        with telling_failures():
+            if jax.process_index() > 0:
+                return follow()
+            result = self._lead(max_labels, max_iterations)
+            gather(result)
+        return result
+
+    def _lead(self, max_labels: int | None, max_iterations: int | None) -> Result:
         starts, test = self._starts(), self._test()
         stop = self.config.stop.model_dump()
         stop |= {k: v for k, v in (("max_labels", max_labels), ("max_iterations", max_iterations)) if v is not None}
@@ -353,7 +367,7 @@ class _Campaign(Ledger):
             )
 
         key = jax.random.fold_in(self.key, iteration)
-        explored = explore(model, dynamics, starts, key, self.room, on_progress)
+        explored = lead(model, dynamics, starts, key, self.room, on_progress)
         buffer = io.BytesIO()
         np.savez(buffer, tolerance=explored.tolerance, timestep_fs=explored.timestep_fs, **explored.seen._asdict())
         write_atomic(self.folder(iteration) / "trajectory.npz", buffer.getvalue())
