@@ -57,7 +57,8 @@ def main() -> None:
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--no-peer", action="store_true")
     options = parser.parse_args()
-    os.sched_setaffinity(0, range(options.cores))  # before XLA counts its threads; the peer's process inherits it
+    # Before XLA counts its threads; the peer's process inherits it.
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     from common import row
     from peers import acejax
 

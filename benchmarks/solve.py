@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["brr", "ard"])
     options = parser.parse_args()
     if options.cores:
-        os.sched_setaffinity(0, range(options.cores))
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     from sklearn.exceptions import ConvergenceWarning
 
     warnings.simplefilter("ignore", ConvergenceWarning)
