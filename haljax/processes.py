@@ -6,7 +6,7 @@ JAX's collective operations would not do: they give up after half a minute, and 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from typing import Any
@@ -41,8 +41,10 @@ def join(processes: int | None) -> None:
         raise RuntimeError(f"dynamics.processes = {processes}, but there are {jax.process_count()}: {how}")
 
 
-def gather(mine: Any) -> list[Any]:
+def gather(mine: Any, meanwhile: Callable[[], Any] = lambda: None) -> list[Any]:
     """What every process gave, in the order of their indices. All have to call it, as often; it waits for the last.
+
+    ``meanwhile`` is called about once a second.
 
     Raises
     ------
@@ -55,13 +57,13 @@ def gather(mine: Any) -> list[Any]:
     this, own = next(_rounds), jax.process_index()
     _store().key_value_set_bytes(f"{_key(this, own)}/words", pickle.dumps(mine))
     _store().key_value_set(f"{_key(this, own)}/told", "")
-    told = [mine if process == own else _hear(_key(this, process)) for process in range(jax.process_count())]
+    told = [mine if p == own else _hear(_key(this, p), meanwhile) for p in range(jax.process_count())]
     if this > 0:  # all have heard the round before, or they would not have told anything in this one
         _store().key_value_delete(_key(this - 1, own))
     return told
 
 
-def _hear(key: str) -> Any:
+def _hear(key: str, meanwhile: Callable[[], Any]) -> Any:
     import jax
 
     while True:
@@ -72,6 +74,7 @@ def _hear(key: str) -> Any:
             if "DEADLINE_EXCEEDED" not in str(error):
                 raise
         heed()
+        meanwhile()
 
 
 @contextmanager
@@ -83,7 +86,7 @@ def telling_failures() -> Iterator[None]:
         yield
     except BaseException as error:
         if jax.process_count() > 1:
-            words = f"process {jax.process_index()} has ended: {str(error) or type(error).__name__}"
+            words = f"process {jax.process_index()} has ended: {str(error) or type(error).__name__}; start all anew"
             with suppress(jax.errors.JaxRuntimeError):  # another was first
                 _store().key_value_set(FAILURE, words)
         raise
@@ -98,12 +101,15 @@ def heed() -> None:
     """
     import jax
 
-    if jax.process_count() > 1:
-        try:
-            failure = _store().key_value_try_get(FAILURE)
-        except jax.errors.JaxRuntimeError:  # there is none
-            return
-        raise RuntimeError(failure)
+    if jax.process_count() == 1:
+        return
+    try:
+        failure = _store().key_value_try_get(FAILURE)
+    except jax.errors.JaxRuntimeError as error:
+        if "NOT_FOUND" not in str(error):
+            raise
+        return
+    raise RuntimeError(failure)
 
 
 def _key(this: int, process: int) -> str:

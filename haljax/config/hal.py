@@ -265,7 +265,7 @@ class Dynamics(Table):
     devices: Count | None = None
     """devices of jax on which replicas are shared out; where absent, all"""
     processes: Count | None = None
-    """processes of jax.distributed on which they are, each started with the same command; where absent, all"""
+    """processes of jax.distributed on which they are, each started with the same command; where absent, those joined"""
 
     def overridden(self, info: Mapping[str, Any]) -> Self:
         """These for a replica from a start structure with ``info["hal_…"]``, as in ACEHAL; two numbers are a ramp.

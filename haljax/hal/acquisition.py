@@ -79,13 +79,15 @@ def explore(
     alike: dict[tuple[int, Protocol], list[int]] = {}
     for i, (replica, atoms) in enumerate(zip(own, starts, strict=True)):
         alike.setdefault((bucket(len(atoms)), _protocol(replica)), []).append(i)
-    devices = dynamics.devices or jax.local_device_count()
+    processes, devices = jax.process_count(), dynamics.devices or jax.local_device_count()
     if devices > jax.local_device_count():
         there = jax.local_device_count()
         raise ValueError(f"dynamics.devices = {devices}, but jax has {there} here: give at most that")
-    batches, share = [], -(-len(starts) // jax.process_count())
+    # The batches are the same in all processes, wherever these run.
+    devices, n_cores = map(min, zip(*gather((devices, cores())), strict=True))
+    batches, share = [], -(-len(starts) // processes)
     for (size, protocol), members in alike.items():
-        width = dynamics.replicas_per_batch or _width(share, size, devices)
+        width = dynamics.replicas_per_batch or _width(share, size, devices, n_cores)
         width = -(-width // devices) * devices
         batches += [(width, size, protocol, members[k : k + width]) for k in range(0, len(members), width)]
     latest: dict[str, list] = {name: [None] * len(starts) for name in Observation._fields}
@@ -119,14 +121,13 @@ def explore(
             devices=devices,
         )
 
-    processes = jax.process_count()
     with ThreadPoolExecutor(cores()) as pool:
         try:
             own_runs = list(pool.map(one_batch, batches[jax.process_index() :: processes]))
         except BaseException:  # Ctrl-C, say: no batch goes on beyond its present block
             interrupted.set()
             raise
-    dealt = gather(own_runs)
+    dealt = gather(own_runs, meanwhile=lambda: on_progress(latest))
     runs = [dealt[i % processes][i // processes] for i in range(len(batches))]
     return _gathered(basis.elements, starts, conditions, batches, runs)
 
@@ -172,11 +173,11 @@ def room_for(basis: ACEBasis, skin: float, structures: Sequence[Atoms]) -> dict[
     return {size: room(systems, basis.cutoff + skin) for size, systems in by_size.items()}
 
 
-def _width(n_replicas: int, size: int, devices: int) -> int:
+def _width(n_replicas: int, size: int, devices: int, n_cores: int) -> int:
     """Replicas of so many atoms stepped together: all on GPUs; on a CPU a share for each core, as fits its cache."""
     if jax.default_backend() != "cpu":
         return n_replicas
-    at_once = devices if devices > 1 else cores()
+    at_once = devices if devices > 1 else n_cores
     return devices * min(-(-n_replicas // at_once), max(1, CACHED // size))
 
 

@@ -34,7 +34,7 @@ from haljax.evaluation import Calibration, ErrorTable, calibrate, evaluate
 from haljax.hal.acquisition import Explored, follow, lead, room_for
 from haljax.hal.reference import Reference, decode, encode
 from haljax.model import Model
-from haljax.processes import gather, join, telling_failures
+from haljax.processes import gather, heed, join, telling_failures
 from haljax.structures import from_atoms, labels, read_structures
 from haljax.training import fit, refit, select
 
@@ -127,9 +127,10 @@ class HAL:
             has failed, or there are others than ``dynamics.processes``.
         ValueError : a structure of the start or of the test set cannot be described by the basis.
         """
-        require_x64()
-        join(self.config.dynamics.processes)
         with telling_failures():
+            join(self.config.dynamics.processes)
+            heed()  # what failed before
+            require_x64()
             if jax.process_index() > 0:
                 return follow()
             result = self._lead(max_labels, max_iterations)

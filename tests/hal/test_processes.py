@@ -31,14 +31,18 @@ def free_job():
                 continue
 
 
-def haljax(*arguments, processes=2):
-    """The command, started as often as srun would, on as many nodes of one machine: (exit code, output) of each."""
+def haljax(*arguments, processes=2, flags=("", "")):
+    """The command, started as often as srun would, on as many nodes of one machine: (exit code, output) of each.
+
+    ``flags`` : of XLA, for each process.
+    """
     job = free_job()
     started = []
     for process in range(processes):
         slurm = {
             "SLURM_JOB_ID": str(job), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": str(processes),
             "SLURM_PROCID": str(process), "SLURM_LOCALID": "0", "SLURM_STEP_NUM_NODES": str(processes),
+            "XLA_FLAGS": os.environ.get("XLA_FLAGS", "") + " " + flags[process],
         }  # fmt: skip
         started.append(
             subprocess.Popen(
@@ -49,7 +53,11 @@ def haljax(*arguments, processes=2):
                 env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | slurm,
             )
         )
-    outputs = [p.communicate(timeout=300)[0] for p in started]
+    try:
+        outputs = [p.communicate(timeout=300)[0] for p in started]
+    finally:
+        for p in started:
+            p.kill()
     return [(p.returncode, output) for p, output in zip(started, outputs, strict=True)]
 
 
@@ -85,12 +93,28 @@ def test_a_campaign_in_two_processes_finds_what_it_finds_in_one(tmp_path, no_pic
         np.testing.assert_allclose(found[1][id].positions, atoms.positions, atol=1e-7)
 
 
-def test_what_ends_one_process_ends_the_other(tmp_path):
-    setup = config(tmp_path, dynamics={"min_distance": 3.0, "processes": 2}, stop={"max_iterations": 1})
-    (code, output), (other_code, other) = haljax(toml(tmp_path, setup))
+TWO_DEVICES = "--xla_force_host_platform_device_count=2"
+
+
+def test_what_ends_one_process_ends_the_other_and_the_campaign_resumes(tmp_path):
+    setup = config(tmp_path, dynamics={"processes": 2, "devices": 2}, stop={"max_iterations": 1})
+    path = toml(tmp_path, setup)
+    (code, output), (other_code, other) = haljax(path, flags=(TWO_DEVICES, ""))
+    assert (code, other_code) == (1, 1)
+    assert "error: process 1 has ended: dynamics.devices = 2, but jax has 1 here" in output
+    assert "error: dynamics.devices = 2, but jax has 1 here" in other
+
+    toml(tmp_path, setup | {"dynamics": setup["dynamics"] | {"min_distance": 3.0}})
+    (code, output), (other_code, other) = haljax(path, "--resume", flags=(TWO_DEVICES, TWO_DEVICES))
     assert (code, other_code) == (1, 1)
     assert "error: iteration 1: no replica stayed safe" in output
     assert "error: process 0 has ended: iteration 1: no replica stayed safe" in other
+
+    del setup["dynamics"]["devices"]  # as many as both have
+    toml(tmp_path, setup)
+    (code, output), (other_code, other) = haljax(path, "--resume", flags=(TWO_DEVICES, ""))
+    assert (code, other_code) == (0, 0), output + other
+    assert "1 iterations done" in output
 
 
 def test_processes_that_are_not_there(tmp_path):
