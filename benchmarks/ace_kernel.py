@@ -66,7 +66,7 @@ def main() -> None:
         elements, order, degree, cutoff = CASES[name]
         for n in options.atoms:
             atoms = crystal(elements, n)
-            repeats = max(3, min(30, 3000 // n))
+            repeats = max(3, min(300, 30000 // n))
             result = ours(elements, order, degree, cutoff, atoms, repeats, options.dtype)
             if not options.no_peer:
                 theirs = acejax.times(

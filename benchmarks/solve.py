@@ -55,14 +55,15 @@ def compare(method: str, n: int, M: int, cores: int | None) -> None:
     from sklearn.linear_model import ARDRegression, BayesianRidge
     from threadpoolctl import threadpool_limits
 
-    from haljax.bayes import accumulate, ard, brr, empty
+    from haljax.bayes import accumulate, ard, brr, empty, seen_rows
 
     X, y = problem(n, M)
     solver = jax.jit({"brr": brr, "ard": ard}[method])
     theirs = {"brr": BayesianRidge, "ard": ARDRegression}[method](fit_intercept=False, compute_score=True)
 
     def solve():
-        return solver(accumulate(empty(M), [(X, y)], n))
+        seen = accumulate(empty(M), [(X, y)], n)
+        return solver(seen_rows(seen) if method == "brr" else seen)  # as `fit` does
 
     posterior, info = solve()
     mine = seconds(solve)

@@ -68,8 +68,19 @@ def absorb(stats: Statistics, rows: jax.Array, targets: jax.Array) -> Statistics
     block = jnp.concatenate([rows, targets[:, None]], axis=1)
     seen = jnp.concatenate([stats.R, stats.z[:, None]], axis=1)
     last = jnp.zeros((1, block.shape[1])).at[0, -1].set(jnp.sqrt(stats.rss))
-    r = jnp.linalg.qr(jnp.concatenate([seen, last, block]), mode="r")
-    return Statistics(R=r[:-1, :-1], z=r[:-1, -1], rss=r[-1, -1] ** 2, n=stats.n + count(block))
+    return _compressed(jnp.concatenate([seen, last, block]), stats.n + count(block))
+
+
+def _first(rows: jax.Array, targets: jax.Array) -> Statistics:
+    """As `absorb` where nothing was seen before, in 2 n M min(n, M) operations."""
+    block = jnp.concatenate([rows, targets[:, None]], axis=1)
+    return _compressed(block, count(block))
+
+
+def _compressed(table: jax.Array, n: jax.Array) -> Statistics:
+    r = jnp.linalg.qr(table, mode="r")
+    r = jnp.pad(r, ((0, table.shape[1] - len(r)), (0, 0)))  # fewer rows than functions
+    return Statistics(R=r[:-1, :-1], z=r[:-1, -1], rss=r[-1, -1] ** 2, n=n)
 
 
 def accumulate(stats: Statistics, blocks: Iterable[tuple[np.ndarray, np.ndarray]], n_rows: int) -> Statistics:
@@ -82,6 +93,13 @@ def accumulate(stats: Statistics, blocks: Iterable[tuple[np.ndarray, np.ndarray]
     parts = -(-n_rows // max(1024, 2 * M))
     size = bucket(-(-n_rows // max(parts, 1)))
     rows, targets, filled = np.zeros((size, M)), np.zeros(size), 0
+    fresh = not int(stats.n)
+
+    def take(stats: Statistics) -> Statistics:
+        nonlocal fresh
+        started, fresh = not fresh, False
+        return _absorb(stats, rows, targets) if started else _begin(rows, targets)
+
     with one_blas_thread():
         for block, values in blocks:
             while len(values):
@@ -89,10 +107,10 @@ def accumulate(stats: Statistics, blocks: Iterable[tuple[np.ndarray, np.ndarray]
                 rows[filled : filled + taken], targets[filled : filled + taken] = block[:taken], values[:taken]
                 block, values, filled = block[taken:], values[taken:], filled + taken
                 if filled == size:  # new arrays, since jax may still be reading these
-                    stats = _absorb(stats, rows, targets)
+                    stats = take(stats)
                     rows, targets, filled = np.zeros((size, M)), np.zeros(size), 0
         if filled:  # rows of zeros say nothing
-            stats = _absorb(stats, rows, targets)
+            stats = take(stats)
         return jax.block_until_ready(stats)
 
 
@@ -128,4 +146,4 @@ def count(block: jax.Array) -> jax.Array:
     return jnp.sum(jnp.any(block != 0, axis=1))
 
 
-_absorb = jax.jit(absorb)
+_absorb, _begin = jax.jit(absorb), jax.jit(_first)
