@@ -7,7 +7,7 @@ number, are never formed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from functools import cache
 from typing import NamedTuple
@@ -92,26 +92,29 @@ def accumulate(stats: Statistics, blocks: Iterable[tuple[np.ndarray, np.ndarray]
     M = len(stats.z)
     parts = -(-n_rows // max(1024, 2 * M))
     size = bucket(-(-n_rows // max(parts, 1)))
-    rows, targets, filled = np.zeros((size, M)), np.zeros(size), 0
-    fresh = not int(stats.n)
-
-    def take(stats: Statistics) -> Statistics:
-        nonlocal fresh
-        started, fresh = not fresh, False
-        return _absorb(stats, rows, targets) if started else _begin(rows, targets)
-
+    seen = int(stats.n) > 0
     with one_blas_thread():
-        for block, values in blocks:
-            while len(values):
-                taken = min(size - filled, len(values))
-                rows[filled : filled + taken], targets[filled : filled + taken] = block[:taken], values[:taken]
-                block, values, filled = block[taken:], values[taken:], filled + taken
-                if filled == size:  # new arrays, since jax may still be reading these
-                    stats = take(stats)
-                    rows, targets, filled = np.zeros((size, M)), np.zeros(size), 0
-        if filled:  # rows of zeros say nothing
-            stats = take(stats)
+        for rows, targets in _tables(blocks, size, M):
+            stats = _absorb(stats, rows, targets) if seen else _begin(rows, targets)
+            seen = True
         return jax.block_until_ready(stats)
+
+
+def _tables(
+    blocks: Iterable[tuple[np.ndarray, np.ndarray]], size: int, M: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The rows and targets of all blocks in tables of one size; the last is filled up with zeros, which say nothing."""
+    rows, targets, filled = np.zeros((size, M)), np.zeros(size), 0
+    for block, values in blocks:
+        while len(values):
+            taken = min(size - filled, len(values))
+            rows[filled : filled + taken], targets[filled : filled + taken] = block[:taken], values[:taken]
+            block, values, filled = block[taken:], values[taken:], filled + taken
+            if filled == size:
+                yield rows, targets
+                rows, targets, filled = np.zeros((size, M)), np.zeros(size), 0  # new: jax may still be reading those
+    if filled:
+        yield rows, targets
 
 
 def seen_rows(stats: Statistics) -> Statistics:

@@ -132,28 +132,15 @@ def explore(
     return _gathered(basis.elements, starts, conditions, batches, runs)
 
 
-def lead(
-    model: Model,
-    dynamics: Dynamics,
-    starts: Sequence[Atoms],
-    key: jax.Array,
-    room: Mapping[int, int],
-    on_progress: Callable[[Mapping[str, list]], Any],
-) -> Explored:
-    """`explore` in process 0, while all others `follow`."""
-    gather(_Round(model, dynamics, starts, key, room))
-    return explore(model, dynamics, starts, key, room, on_progress)
-
-
 def follow() -> Any:
     """`explore` whenever process 0 says so, until it says something else, which is returned."""
-    while isinstance(told := gather(None)[0], _Round):
-        explore(**told._asdict(), on_progress=lambda latest: None)
+    while isinstance(told := gather(None)[0], Round):
+        explore(*told, lambda latest: None)
     return told
 
 
-class _Round(NamedTuple):
-    """The arguments of `explore`, for other processes."""
+class Round(NamedTuple):
+    """The arguments of `explore`, as process 0 gathers them for those that `follow`."""
 
     model: Model
     dynamics: Dynamics

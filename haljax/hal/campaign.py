@@ -31,7 +31,7 @@ from haljax.campaign import (
 )
 from haljax.config import MAY_CHANGE, HALConfig
 from haljax.evaluation import Calibration, ErrorTable, calibrate, evaluate
-from haljax.hal.acquisition import Explored, follow, lead, room_for
+from haljax.hal.acquisition import Explored, Round, explore, follow, room_for
 from haljax.hal.reference import Reference, decode, encode
 from haljax.model import Model
 from haljax.processes import gather, heed, join, telling_failures
@@ -368,7 +368,9 @@ class _Campaign(Ledger):
             )
 
         key = jax.random.fold_in(self.key, iteration)
-        explored = lead(model, dynamics, starts, key, self.room, on_progress)
+        round_ = Round(model, dynamics, starts, key, self.room)
+        gather(round_)
+        explored = explore(*round_, on_progress)
         buffer = io.BytesIO()
         np.savez(buffer, tolerance=explored.tolerance, timestep_fs=explored.timestep_fs, **explored.seen._asdict())
         write_atomic(self.folder(iteration) / "trajectory.npz", buffer.getvalue())
