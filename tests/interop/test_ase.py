@@ -233,8 +233,33 @@ def test_a_trajectory_compiles_once_and_conserves_energy(atoms):
     assert abs(atoms.get_total_energy() - start) < 1e-3
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda a: a.positions.__setitem__((0, 0), a.positions[0, 0] + 1e-9),
+        lambda a: a.symbols.__setitem__(0, "Cu" if a.symbols[0] == "Al" else "Al"),
+        lambda a: a.set_cell(a.cell * 1.001),
+        lambda a: a.set_pbc((True, True, False)),
+        lambda a: a.__delitem__(0),
+    ],
+)
+def test_any_change_calls_for_a_calculation(atoms, change):
+    before = atoms.get_potential_energy()
+    assert not atoms.calc.check_state(atoms)
+    change(atoms)
+    assert atoms.calc.check_state(atoms)
+    assert atoms.get_potential_energy() != before
+
+
+def test_charges_do_not_matter(atoms):
+    atoms.get_potential_energy()
+    atoms.set_initial_charges(np.ones(len(atoms)))
+    assert not atoms.calc.calculation_required(atoms, ["energy", "forces"])
+
+
 def test_other_model_same_shapes_compiles_nothing(atoms, tiny_model):
     """Coefficients are arguments, not constants, of what is compiled."""
+    atoms.get_potential_energy()
     atoms.calc.get_property("forces_std", atoms)
     compiled = _evaluate._cache_size(), _force_std._cache_size()
     atoms.calc = hx.Calculator(replace(tiny_model, e0=tiny_model.e0 + 1))
