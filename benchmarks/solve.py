@@ -63,7 +63,7 @@ def compare(method: str, n: int, M: int, cores: int | None) -> None:
 
     def solve():
         seen = accumulate(empty(M), [(X, y)], n)
-        return solver(seen_rows(seen) if method == "brr" else seen)  # as `fit` does
+        return solver(seen_rows(seen))  # as `fit` does
 
     posterior, info = solve()
     mine = seconds(solve)

@@ -164,10 +164,8 @@ def solve(basis: ACEBasis, settings: FitSettings, statistics: Statistics) -> tup
     if not int(statistics.n):
         raise ValueError("there is nothing to learn from: every label is missing or has weight 0")
     scale = jnp.asarray(basis.smoothness(settings.smoothness))
-    if settings.solver == "brr":
-        statistics = seen_rows(statistics)
     with one_blas_thread():
-        posterior, info = jax.block_until_ready(_SOLVERS[settings.solver](statistics, scale))
+        posterior, info = jax.block_until_ready(_SOLVERS[settings.solver](seen_rows(statistics), scale))
     if not np.isfinite(float(posterior.log_evidence)):
         raise ValueError("the fit is not finite: look for extreme labels or weights among the training structures")
     return posterior, np.asarray(info.active)

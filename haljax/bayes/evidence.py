@@ -17,11 +17,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.scipy.linalg import solve_triangular
 
 from haljax.bayes.posterior import Posterior, posterior
-from haljax.bayes.statistics import Statistics
+from haljax.bayes.statistics import Statistics, columns
 
 HYPERPRIOR = 1e-6  # shape and rate of the Gamma hyper-priors on alpha and lambda
+SMALLEST = 128  # functions below which `ard` is compiled for no fewer: a step takes a millisecond there
 
 
 class Info(NamedTuple):
@@ -103,50 +105,95 @@ def ard(
     good: it leaves the likelihood and its mean is 0. Unlike scikit-learn's, its variance is then not 0 but
     the 1/lambda_i of its prior, small yet not blind: a structure that differs from the data along pruned
     functions only is still seen to be unknown. Iterates until the coefficients change by less than
-    `tolerance` of themselves (1-norms). A step is one QR of (2M, M) and one triangular inverse, whatever the
-    number of rows.
+    `tolerance` of themselves (1-norms). A step is one QR of (k + m, k), k the rows of R (`seen_rows`) and m the
+    functions: of all of them at first, of half as many each time that half of them are pruned.
 
     The log evidence is that of the model of active functions, with the hyper-priors' terms for those;
     scikit-learn's ``scores_`` lack ``-n/2 log(2 pi)`` and count the pruned functions' lambda.
     """
-    M = stats.z.shape[0]
+    M = stats.R.shape[1]
     scale = jnp.ones(M) if scale is None else scale
     stats = stats._replace(R=stats.R / scale[None, :])
-
-    def step(state):
-        i, alpha, lam, mean, _ = state
-        fit = posterior(stats, alpha, lam, lam < threshold)
-        gamma = _gamma(fit, lam < threshold)
-        sse = jnp.sum((stats.R @ fit.mean - stats.z) ** 2) + stats.rss
-        new_lam = jnp.where(lam < threshold, (gamma + 2 * HYPERPRIOR) / (fit.mean**2 + 2 * HYPERPRIOR), lam)
-        new_alpha = (stats.n - jnp.sum(gamma) + 2 * HYPERPRIOR) / (sse + 2 * HYPERPRIOR)
-        new_mean = jnp.where(new_lam < threshold, fit.mean, 0)
-        change = jnp.sum(jnp.abs(new_mean - mean)) / (jnp.sum(jnp.abs(new_mean)) + jnp.finfo(mean.dtype).tiny)
-        return i + 1, new_alpha, new_lam, new_mean, change
-
-    start = jnp.zeros((), int), _first_alpha(stats), jnp.ones(M), jnp.zeros(M), jnp.full((), jnp.inf)
-    i, alpha, lam, _, change = jax.lax.while_loop(
-        lambda state: (state[4] > tolerance) & (state[0] < max_iterations), step, start
-    )
-    active = lam < threshold
-    fit = posterior(stats, alpha, lam, active)
+    start = _Climb(jnp.zeros((), int), _first_alpha(stats), jnp.ones(M), jnp.zeros(M), jnp.full((), jnp.inf))
+    end = _climb(stats, threshold, tolerance, max_iterations, start)
+    active = end.lam < threshold
+    fit = posterior(stats, end.alpha, end.lam, active)
     result = fit._replace(
         mean=fit.mean / scale,
         factor=fit.factor / scale[:, None],
-        prior_precision=lam * scale**2,
-        log_evidence=fit.log_evidence + _log_hyperprior(alpha) + jnp.sum(jnp.where(active, _log_hyperprior(lam), 0)),
+        prior_precision=end.lam * scale**2,
+        log_evidence=fit.log_evidence
+        + _log_hyperprior(end.alpha)
+        + jnp.sum(jnp.where(active, _log_hyperprior(end.lam), 0)),
     )
-    return result, Info(i, change <= tolerance, jnp.sum(_gamma(fit, active)), active)
+    _, gamma = _determined(stats, end.alpha, end.lam, active)
+    return result, Info(end.iterations, end.change <= tolerance, jnp.sum(gamma), active)
+
+
+class _Climb(NamedTuple):
+    """Where `ard` is: steps made, alpha (), lam (m,), mean (m,), and by how much the last step changed the mean."""
+
+    iterations: jax.Array
+    alpha: jax.Array
+    lam: jax.Array
+    mean: jax.Array
+    change: jax.Array
+
+
+def _climb(stats: Statistics, threshold: float, tolerance: float, max_iterations: int, state: _Climb) -> _Climb:
+    """Fixed-point steps of `ard` until it converges; once half of the functions are pruned, of the others alone."""
+    m = stats.R.shape[1]
+    half = m // 2 if m // 2 >= SMALLEST else -1
+
+    def unfinished(state: _Climb) -> jax.Array:
+        return (state.change > tolerance) & (state.iterations < max_iterations)
+
+    def step(state: _Climb) -> _Climb:
+        active = state.lam < threshold
+        mean, gamma = _determined(stats, state.alpha, state.lam, active)
+        sse = jnp.sum((stats.R @ mean - stats.z) ** 2) + stats.rss
+        lam = jnp.where(active, (gamma + 2 * HYPERPRIOR) / (mean**2 + 2 * HYPERPRIOR), state.lam)
+        alpha = (stats.n - jnp.sum(gamma) + 2 * HYPERPRIOR) / (sse + 2 * HYPERPRIOR)
+        mean = jnp.where(lam < threshold, mean, 0)
+        change = jnp.sum(jnp.abs(mean - state.mean)) / (jnp.sum(jnp.abs(mean)) + jnp.finfo(mean.dtype).tiny)
+        return _Climb(state.iterations + 1, alpha, lam, mean, change)
+
+    def of_the_others(state: _Climb) -> _Climb:
+        kept = jnp.nonzero(state.lam < threshold, size=half, fill_value=m)[0]
+        fewer = state._replace(
+            lam=state.lam.at[kept].get(mode="fill", fill_value=threshold),  # pruned, where there are fewer still
+            mean=state.mean.at[kept].get(mode="fill", fill_value=0),
+        )
+        end = _climb(columns(stats, kept), threshold, tolerance, max_iterations, fewer)
+        return end._replace(
+            lam=state.lam.at[kept].set(end.lam, mode="drop"), mean=jnp.zeros(m).at[kept].set(end.mean, mode="drop")
+        )
+
+    many = lambda state: unfinished(state) & (jnp.sum(state.lam < threshold) > half)
+    state = jax.lax.while_loop(many, step, state)
+    return state if half < 0 else jax.lax.cond(unfinished(state), of_the_others, lambda state: state, state)
+
+
+def _determined(
+    stats: Statistics, alpha: jax.Array, lam: jax.Array, active: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Posterior mean (m,) and gamma (m,): how far the data determine each active function, 0 (not at all) to 1.
+
+    In the space of the rows, of which there may be fewer than functions. With ``B = sqrt(alpha) R / sqrt(lam)`` and
+    ``I + B B^T = L L^T``, found by QR, the mean is ``B^T L^-T L^-1 sqrt(alpha) z / sqrt(lam)``, and gamma_i the
+    square of the i-th column of ``L^-1 B``: a sum of squares, not the small difference 1 - lam_i Sigma_ii.
+    """
+    b = jnp.where(active, jnp.sqrt(alpha / lam), 0)[None, :] * stats.R
+    r = jnp.linalg.qr(jnp.concatenate([b.T, jnp.eye(len(b))]), mode="r")
+    whitened = jnp.concatenate([b, jnp.sqrt(alpha) * stats.z[:, None]], axis=1)
+    whitened = solve_triangular(r, whitened, trans="T")
+    mean = (whitened[:, :-1].T @ whitened[:, -1]) / jnp.sqrt(lam)
+    return mean, jnp.sum(whitened[:, :-1] ** 2, axis=0)
 
 
 def _first_alpha(stats: Statistics) -> jax.Array:
     mean_square = (jnp.sum(stats.z**2) + stats.rss) / jnp.maximum(stats.n, 1)
     return 1 / (mean_square + jnp.finfo(stats.z.dtype).eps)
-
-
-def _gamma(fit: Posterior, active: jax.Array) -> jax.Array:
-    """How far the data determine each active function, 0 (not at all) to 1."""
-    return jnp.where(active, 1 - fit.prior_precision * jnp.sum(fit.factor**2, axis=1), 0)
 
 
 def _log_hyperprior(precision: jax.Array) -> jax.Array:

@@ -46,7 +46,7 @@ def posterior(
     rows and any rank. Functions outside the mask `active` (M,) are taken out of the likelihood: their mean is
     zero and their variance remains the prior's.
     """
-    M = stats.z.shape[0]
+    M = stats.R.shape[1]
     noise_precision = jnp.asarray(noise_precision, stats.R.dtype)
     R = stats.R if active is None else jnp.where(active[None, :], stats.R, 0)
     data = jnp.sqrt(noise_precision) * jnp.concatenate([R, stats.z[:, None]], axis=1)

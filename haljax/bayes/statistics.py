@@ -25,7 +25,8 @@ class Statistics(NamedTuple):
 
     Attributes
     ----------
-    R : (M, M) upper triangular; where fewer rows than functions were seen the last rows are zero to rounding.
+    R : (M, M) upper triangular; where fewer rows than functions were seen the last rows are zero to rounding, and
+        `seen_rows` leaves them out.
     z : (M,) the targets in R's row space.
     rss : () the squared residual that no coefficients can remove.
     n : () integer, the number of rows seen.
@@ -83,6 +84,15 @@ def _compressed(table: jax.Array, n: jax.Array) -> Statistics:
     return Statistics(R=r[:-1, :-1], z=r[:-1, -1], rss=r[-1, -1] ** 2, n=n)
 
 
+def columns(stats: Statistics, kept: jax.Array) -> Statistics:
+    """Of the functions `kept` (m,) alone, in no more than m rows; an index of none is a function that is zero."""
+    table = jnp.concatenate([stats.R.at[:, kept].get(mode="fill", fill_value=0), stats.z[:, None]], axis=1)
+    if len(table) <= len(kept):
+        return stats._replace(R=table[:, :-1])
+    fewer = _compressed(table, stats.n)
+    return fewer._replace(rss=fewer.rss + stats.rss)
+
+
 def accumulate(stats: Statistics, blocks: Iterable[tuple[np.ndarray, np.ndarray]], n_rows: int) -> Statistics:
     """Statistics after a stream of blocks of weighted rows (n, M) and targets (n,); on the host, not inside jit.
 
@@ -120,7 +130,7 @@ def _tables(
 def seen_rows(stats: Statistics) -> Statistics:
     """The same without rows of R and z that are zero to rounding, filled up to one of a few sizes; on the host.
 
-    For `brr`, where fewer rows than functions were seen.
+    For `brr` and `ard`, where fewer rows than functions were seen.
     """
     M = len(stats.z)
     if int(stats.n) >= M:
