@@ -174,9 +174,7 @@ def _climb(stats: Statistics, threshold: float, tolerance: float, max_iterations
     return state if half < 0 else jax.lax.cond(unfinished(state), of_the_others, lambda state: state, state)
 
 
-def _determined(
-    stats: Statistics, alpha: jax.Array, lam: jax.Array, active: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def _determined(stats: Statistics, alpha: jax.Array, lam: jax.Array, active: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Posterior mean (m,) and gamma (m,): how far the data determine each active function, 0 (not at all) to 1.
 
     In the space of the rows, of which there may be fewer than functions. With ``B = sqrt(alpha) R / sqrt(lam)`` and
