@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from sklearn.linear_model import ARDRegression, BayesianRidge
 
-from haljax.bayes import ard, brr, empty, posterior, seen_rows
+from haljax.bayes import ard, brr, empty, evidence, posterior, seen_rows
+from haljax.bayes.evidence import SMALLEST
 
 from .problems import close, covariance, regression, statistics
 
@@ -70,6 +71,27 @@ def test_ard_is_scikit_learns(n, M, rank):
     pruned = peer.lambda_[~active]
     score = peer.scores_[-1] - np.sum(0.5 * np.log(pruned) + 1e-6 * (np.log(pruned) - pruned))
     np.testing.assert_allclose(fit.log_evidence, score - n / 2 * np.log(2 * np.pi), rtol=1e-6)
+
+
+@pytest.mark.parametrize("n", [90, 600])
+def test_ard_goes_on_without_the_pruned(n, monkeypatch):
+    """Once half of many functions are pruned the steps are made with the others alone, and lead to the same."""
+    rows, targets = regression(n, 300, seed=2, noise=0.3)
+    stats = seen_rows(statistics(rows, targets))
+    fit, info = ard(stats, tolerance=1e-12, max_iterations=5000)
+    assert info.converged and 0 < info.active.sum() < 150 and SMALLEST <= 150
+    monkeypatch.setattr(evidence, "SMALLEST", 1000)
+    whole, told = ard(stats, tolerance=1e-12, max_iterations=5000)
+    np.testing.assert_array_equal(info.active, told.active)
+    close(fit.mean, whole.mean, 1e-8)  # both within 1e-12 of it by the last step, slow convergence costs digits
+    np.testing.assert_allclose(fit.prior_precision, whole.prior_precision, rtol=1e-6)
+    # A stationary point of the evidence, by the dense inverse.
+    alpha, active, lam = float(fit.noise_precision), np.asarray(info.active), np.asarray(fit.prior_precision)
+    sigma = np.linalg.inv(alpha * rows[:, active].T @ rows[:, active] + np.diag(lam[active]))
+    mean = alpha * sigma @ rows[:, active].T @ targets
+    close(fit.mean[active], mean, 1e-8)
+    gamma = 1 - lam[active] * np.diag(sigma)
+    np.testing.assert_allclose(lam[active], (gamma + 2e-6) / (mean**2 + 2e-6), rtol=1e-6)
 
 
 @pytest.mark.parametrize("n", [8, 60])
