@@ -100,7 +100,7 @@ def accumulate(stats: Statistics, blocks: Iterable[tuple[np.ndarray, np.ndarray]
     data. ``n_rows`` is their number or a bound on it.
     """
     M = len(stats.z)
-    parts = -(-n_rows // max(1024, 2 * M))
+    parts = -(-n_rows // max(4096, 2 * M))
     size = bucket(-(-n_rows // max(parts, 1)))
     seen = int(stats.n) > 0
     with one_blas_thread():

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haljax.bayes import absorb, empty
+from haljax.bayes import absorb, accumulate, empty
 
 from .problems import close, regression, statistics
 
@@ -83,3 +83,17 @@ def test_without_x64_the_error_tells_the_remedy():
     environment = os.environ | {"JAX_ENABLE_X64": "0"}
     run = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
     assert "JAX_ENABLE_X64=1" in run.stdout and 'jax.config.update("jax_enable_x64", True)' in run.stdout
+
+
+def test_a_stream_of_blocks_says_what_its_rows_say():
+    """More rows than are compressed at once, in blocks that fit into none of the parts."""
+    rows, targets = map(np.asarray, regression(9001, 7))
+    at = np.cumsum([0, 1, 4999, 13, 3000, 988])
+    blocks = ((rows[a:b], targets[a:b]) for a, b in zip(at[:-1], at[1:], strict=True))
+    stats = accumulate(empty(7), blocks, 9001)
+    assert at[-1] == 9001 and int(stats.n) == 9001
+    close(stats.R.T @ stats.R, rows.T @ rows, 1e-12)
+    close(stats.R.T @ stats.z, rows.T @ targets, 1e-12)
+    best, rss = np.linalg.lstsq(rows, targets)[:2]
+    close(np.linalg.solve(stats.R, stats.z), best, 1e-12)
+    np.testing.assert_allclose(stats.rss, rss[0], rtol=1e-12)
