@@ -141,7 +141,7 @@ class _Climb(NamedTuple):
 
 
 def _climb(stats: Statistics, threshold: float, tolerance: float, max_iterations: int, state: _Climb) -> _Climb:
-    """Fixed-point steps of `ard` until it converges; once three in ten are pruned, with the others, in half the time."""
+    """Fixed-point steps of `ard` until it converges; once three in ten are pruned, on the others alone."""
     m = stats.R.shape[1]
     next_size = 7 * m // 10 if 7 * m // 10 >= SMALLEST else -1
 
