@@ -146,14 +146,15 @@ def explored(n: int, **changes) -> float:
 
 
 def stepped(n: int, hamiltonian, atoms: list | None = None, timestep: float = 1.0) -> float:
-    """Microseconds per atom and step of the bare steps of n replicas, in batches of 8 as in a campaign."""
+    """Microseconds per atom and step of the bare steps of n replicas, in batches as a campaign makes them."""
     from common import median_seconds
     from refit import labelled
     from step_cost import STEPS, steps
 
+    from haljax.hal.acquisition import _width
     from haljax.potentials import parameters_of
 
-    params, batch = parameters_of(known()[0]), min(n, 8)
+    params, batch = parameters_of(known()[0]), _width(n, 32, devices=1, n_cores=1)
     elements, atoms = ("Al", "Cu") if atoms is None else ("Ar",), atoms or labelled(1, 2) * n
     run = steps(hamiltonian, params, elements, atoms[:batch], 1.0, timestep=timestep)
     median, _ = median_seconds(lambda: [run() for _ in range(n // batch)])

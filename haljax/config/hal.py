@@ -261,7 +261,7 @@ class Dynamics(Table):
     max_pressure_GPa: Positive = 50.0
     """highest pressure of a periodic system allowed, of either sign, GPa"""
     replicas_per_batch: Count | None = None
-    """replicas stepped together; where absent, those of 256 atoms in all on each core of a CPU, and all on a GPU"""
+    """replicas stepped together; where absent, those of 64 atoms in all on each core of a CPU, and all on a GPU"""
     devices: Count | None = None
     """devices of jax on which replicas are shared out; where absent, all"""
     processes: Count | None = None
