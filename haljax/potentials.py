@@ -9,18 +9,22 @@ costs one forward and one reverse pass, as the unbiased one does.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from haljax.ace import ACEBasis, core_energy, descriptor, linear_energy
-from haljax.structures import Neighbours, System, vectors
+from haljax.ace import ACEBasis, core_energy, descriptor, energy_and_features
+from haljax.ace.features import in_blocks
+from haljax.structures import Neighbours, System, neighbours_at, separations, vectors
 
 if TYPE_CHECKING:
     from haljax.model import Model
 
 Array = Any  # numpy or JAX
+
+_HIGHEST = jax.lax.Precision.HIGHEST  # else a GPU may multiply float32 as TF32
 
 SIGMA_FLOOR = 1e-6  # eV; keeps the gradient of sigma finite where the descriptor vanishes
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # xx, yy, zz, yz, xz, xy
@@ -101,10 +105,92 @@ def total_energy(
 ) -> jax.Array:
     """Total energy, eV, of one system; NaN where the neighbour list is incomplete. Its gradient by ``params.mean`` is
     the descriptor."""
-    species = jnp.asarray(system.species)
-    d, z_j = vectors(system, neighbours, 2 * basis.cutoff, strain)
-    linear = linear_energy(basis, params.mean, d, species, z_j)
-    return linear * _poison(neighbours, d.dtype) + _one_body(params, species)
+    system, neighbours = jax.tree.map(jnp.asarray, (system, neighbours))
+    geometry = _Geometry(system.positions, system.cell, strain)
+    linear = _linear_energy(basis, params.mean, geometry, system.species, neighbours.index, neighbours.shift)
+    return linear * _poison(neighbours, system.positions.dtype) + _one_body(params, system.species)
+
+
+class _Geometry(NamedTuple):
+    """What the energy is differentiated by."""
+
+    positions: jax.Array
+    cell: jax.Array
+    strain: jax.Array | None
+
+
+@partial(jax.custom_jvp, nondiff_argnums=(0,))
+def _linear_energy(
+    basis: ACEBasis,
+    coefficients: jax.Array,
+    geometry: _Geometry,
+    species: jax.Array,
+    index: jax.Array,
+    shift: jax.Array,
+) -> jax.Array:
+    """Repulsive core and ``coefficients`` (M,) . D, eV.
+
+    From positions to forces a block of atoms at a time, so that nothing but the list is ever held for all pairs. And a
+    derivative computes nothing twice: with the coefficients known, a block's value and slopes are found together.
+    """
+
+    def add(total: jax.Array, block: tuple) -> tuple[jax.Array, None]:
+        return total + _block_energy(basis, coefficients, *_with_ends(geometry, species, *block))[0], None
+
+    start = jnp.zeros((), jnp.result_type(coefficients, geometry.positions))
+    return jax.lax.scan(add, start, _blocks(geometry, species, index, shift))[0]
+
+
+@_linear_energy.defjvp
+def _linear_energy_jvp(basis: ACEBasis, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
+    coefficients, geometry, species, index, shift = primals
+    positions, dtype = geometry.positions, geometry.positions.dtype
+    both = jax.value_and_grad(partial(_block_energy, basis, coefficients), argnums=(0, 1), has_aux=True)
+
+    def add(totals: tuple, block: tuple) -> tuple[tuple, jax.Array]:
+        found, at_ends, whole = totals
+        value, (slope, slope_at_ends) = both(*_with_ends(geometry, species, *block))
+        at_ends = at_ends.at[jnp.maximum(block[2], 0)].add(slope_at_ends)  # empty slots add zeros to atom 0
+        whole = jax.tree.map(jnp.add, whole, slope._replace(positions=None))
+        return (jax.tree.map(jnp.add, found, value), at_ends, whole), slope.positions
+
+    start = (
+        (jnp.zeros((), jnp.result_type(coefficients, positions)), jnp.zeros(len(basis), dtype)),
+        jnp.zeros_like(positions),
+        jax.tree.map(jnp.zeros_like, geometry._replace(positions=None)),
+    )
+    totals, at_starts = jax.lax.scan(add, start, _blocks(geometry, species, index, shift))
+    (energy, features), at_ends, whole = totals
+    gradient = whole._replace(positions=at_ends + at_starts.reshape(-1, 3)[: len(positions)])
+    slopes = jax.tree.map(lambda slope, tangent: jnp.sum(slope * tangent), gradient, tangents[1])
+    change = jnp.dot(features, tangents[0], precision=_HIGHEST) + sum(jax.tree.leaves(slopes))
+    return energy, change.astype(energy.dtype)
+
+
+def _blocks(geometry: _Geometry, species: jax.Array, index: jax.Array, shift: jax.Array) -> tuple[jax.Array, ...]:
+    return in_blocks((geometry.positions, species, index, shift), (0, -1, -1, 0))
+
+
+def _with_ends(
+    geometry: _Geometry, species: jax.Array, starts: jax.Array, z_i: jax.Array, index: jax.Array, shift: jax.Array
+) -> tuple[Any, ...]:
+    """A block of atoms for `_block_energy`."""
+    ends, z_j = neighbours_at(geometry.positions, species, index)
+    return geometry._replace(positions=starts), ends, z_i, z_j, shift
+
+
+def _block_energy(
+    basis: ACEBasis,
+    coefficients: jax.Array,
+    block: _Geometry,
+    ends: jax.Array,
+    z_i: jax.Array,
+    z_j: jax.Array,
+    shift: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """Repulsive core and ``coefficients`` . D, and D, of the atoms of a block."""
+    d = separations(block.positions, ends, z_j, shift, block.cell, 2 * basis.cutoff, block.strain)
+    return energy_and_features(basis, coefficients, d, z_i, z_j)
 
 
 def energy_and_sigma(

@@ -8,7 +8,6 @@ than the cutoff, so they contribute nothing and have no gradient.
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import jax
@@ -131,76 +130,38 @@ def descriptor(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array) ->
     A large structure is taken in blocks of atoms, whose intermediate values are computed anew for a reverse pass: they
     stay in cache, and memory does not grow with them.
     """
-    blocks, n = _blocks(basis, d, z_i, z_j, whole=RECOMPUTED)
-    if n == 1:
+    blocks = in_blocks((d, z_i, z_j), ([2 * basis.cutoff, 0, 0], -1, -1), whole=RECOMPUTED)
+    if len(blocks[0]) == 1:
         return _descriptor(basis, d, z_i, z_j)
     one = jax.checkpoint(lambda block: _descriptor(basis, *block))
     start = jnp.zeros(len(basis), d.dtype)
     return jax.lax.scan(lambda total, block: (total + one(block), None), start, blocks)[0]
 
 
-@partial(jax.custom_jvp, nondiff_argnums=(0,))
-def linear_energy(basis: ACEBasis, coefficients: jax.Array, d: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
-    """Repulsive core and ``coefficients`` (M,) . D of a structure, eV.
-
-    The same blocks as in `descriptor`, but a reverse pass computes nothing twice: with the coefficients known, value
-    and derivatives of a block are found together.
-    """
-    blocks, n = _blocks(basis, d, z_i, z_j)
-    if n == 1:
-        return _linear_energy(basis, coefficients, d, z_i, z_j)[0]
-    one = partial(_linear_energy, basis, coefficients)
-    start = jnp.zeros((), jnp.result_type(coefficients, d))
-    return jax.lax.scan(lambda total, block: (total + one(*block)[0], None), start, blocks)[0]
-
-
-@linear_energy.defjvp
-def _linear_energy_jvp(basis: ACEBasis, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    coefficients, d, z_i, z_j = primals
-    blocks, n = _blocks(basis, d, z_i, z_j)
-    both = jax.value_and_grad(partial(_linear_energy, basis, coefficients), has_aux=True)
-    if n == 1:
-        (energy, features), gradient = both(d, z_i, z_j)
-    else:
-
-        def add(total: Any, block: tuple) -> tuple[Any, jax.Array]:
-            found, gradient = both(*block)
-            return jax.tree.map(jnp.add, total, found), gradient
-
-        start = jnp.zeros((), jnp.result_type(coefficients, d)), jnp.zeros(len(basis), d.dtype)
-        (energy, features), gradient = jax.lax.scan(add, start, blocks)
-        gradient = gradient.reshape(-1, *d.shape[1:])[: len(d)]
-    change = jnp.dot(features, tangents[0], precision=_HIGHEST) + jnp.sum(gradient * tangents[1])
-    return energy, change.astype(energy.dtype)
-
-
-def _blocks(
-    basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array, whole: int = 0
-) -> tuple[tuple[jax.Array, ...], int]:
-    """The atoms in n blocks of equal size, (n, B, ...) each, filled up with atoms that are none; and n.
-
-    Up to so many atoms are left `whole`.
-    """
-    most = CPU_BLOCK if jax.default_backend() == "cpu" else DEVICE_BLOCK
-    n = 1 if len(d) <= max(whole, most) else -(-len(d) // most)
-    size = -(-len(d) // n)
-    empty = n * size - len(d)
-
-    def split(a: jax.Array, fill: Any) -> jax.Array:
-        rows = jnp.broadcast_to(jnp.asarray(fill, a.dtype), (empty, *a.shape[1:]))
-        return jnp.concatenate([a, rows]).reshape(n, size, *a.shape[1:])
-
-    return (split(d, [2 * basis.cutoff, 0, 0]), split(z_i, -1), split(z_j, -1)), n
-
-
-def _linear_energy(
+def energy_and_features(
     basis: ACEBasis, coefficients: jax.Array, d: jax.Array, z_i: jax.Array, z_j: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """As `linear_energy`, of one block; and its D (M,)."""
+    """Repulsive core and ``coefficients`` (M,) . D in eV, and D (M,), of so few atoms that they need no blocks."""
     # Else XLA forms the vectors anew in each of the many loops that begin with one: twice the time.
     d = jax.lax.optimization_barrier(d)
     features = _descriptor(basis, d, z_i, z_j)
     return jnp.dot(coefficients, features, precision=_HIGHEST) + core_energy(basis, d, z_i, z_j), features
+
+
+def in_blocks(arrays: tuple[jax.Array, ...], fills: tuple[Any, ...], whole: int = 0) -> tuple[jax.Array, ...]:
+    """Arrays (N, ...) in n blocks of equal size, (n, B, ...) each, filled up with ``fills``.
+
+    Up to so many atoms are left ``whole``.
+    """
+    n_atoms, most = len(arrays[0]), CPU_BLOCK if jax.default_backend() == "cpu" else DEVICE_BLOCK
+    n = 1 if n_atoms <= max(whole, most) else -(-n_atoms // most)
+    size = -(-n_atoms // n)
+
+    def split(a: jax.Array, fill: Any) -> jax.Array:
+        rows = jnp.broadcast_to(jnp.asarray(fill, a.dtype), (n * size - n_atoms, *a.shape[1:]))
+        return jnp.concatenate([a, rows]).reshape(n, size, *a.shape[1:])
+
+    return tuple(map(split, arrays, fills))
 
 
 def _descriptor(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:

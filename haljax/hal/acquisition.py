@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 
-CACHED = 64  # atoms whose intermediate values fit a core's cache (measured best: 8 replicas of 8, 1 or 2 of 32, 1 of 108)
+CACHED = (
+    64  # atoms whose intermediate values fit a core's cache (measured best: 8 replicas of 8, 1 or 2 of 32, 1 of 108)
+)
 
 
 class Explored(NamedTuple):

@@ -10,8 +10,10 @@ from haljax.structures.neighbours import (
     must_rebuild,
     neighbour_list,
     neighbour_state,
+    neighbours_at,
     refresh,
     required_stencil,
+    separations,
     vectors,
 )
 from haljax.structures.system import System, bucket, from_atoms, read_structures, stack, to_atoms
@@ -28,9 +30,11 @@ __all__ = [
     "must_rebuild",
     "neighbour_list",
     "neighbour_state",
+    "neighbours_at",
     "read_structures",
     "refresh",
     "required_stencil",
+    "separations",
     "stack",
     "to_atoms",
     "vectors",

@@ -226,14 +226,30 @@ def vectors(system: System, neighbours: Neighbours, far: float, strain: Array | 
     d : (N, K, 3) Å, R[j] - R[i] + S @ cell.
     species : (N, K) int32 of the neighbours, -1 in empty slots.
     """
-    positions, cell = jnp.asarray(system.positions), jnp.asarray(system.cell)
-    index = jnp.asarray(neighbours.index)
-    full = index >= 0
-    j = jnp.where(full, index, 0)
-    shift = jnp.asarray(neighbours.shift).astype(positions.dtype)
-    d = positions[j] - positions[:, None, :] + jnp.einsum("nks,sc->nkc", shift, cell, precision=_HIGHEST)
+    positions, species, cell, index, shift = map(
+        jnp.asarray, (system.positions, system.species, system.cell, neighbours.index, neighbours.shift)
+    )
+    ends, z_j = neighbours_at(positions, species, index)
+    return separations(positions, ends, z_j, shift, cell, far, strain), z_j
+
+
+def neighbours_at(positions: jax.Array, species: jax.Array, index: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Positions (N, K, 3), before any shift, and species (N, K) of the neighbours; -1 in empty slots."""
+    j = jnp.maximum(index, 0)
+    return positions[j], jnp.where(index >= 0, species[j], -1)
+
+
+def separations(
+    starts: jax.Array,
+    ends: jax.Array,
+    z_j: jax.Array,
+    shift: jax.Array,
+    cell: jax.Array,
+    far: float,
+    strain: Array | None,
+) -> jax.Array:
+    """As `vectors`, from atoms at ``starts`` (N, 3) to neighbours that are, before any shift, at ``ends`` (N, K, 3)."""
+    d = ends - starts[:, None, :] + jnp.einsum("nks,sc->nkc", shift.astype(ends.dtype), cell, precision=_HIGHEST)
     if strain is not None:
         d = d + jnp.einsum("nkb,bc->nkc", d, strain, precision=_HIGHEST)
-    parked = jnp.array([far, 0, 0], dtype=positions.dtype)
-    species = jnp.where(full, jnp.asarray(system.species)[j], -1)
-    return jnp.where(full[:, :, None], d, parked[None, None, :]), species
+    return jnp.where(z_j[:, :, None] >= 0, d, jnp.array([far, 0, 0], d.dtype))

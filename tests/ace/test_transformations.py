@@ -1,14 +1,12 @@
 """jit, vmap, grad and precision: the same numbers whichever way the features are called."""
 
-from functools import partial
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ase.build import bulk
 
-from haljax.ace import ace_basis, core_energy, descriptor, descriptor_gradient, linear_energy
+from haljax.ace import ace_basis, core_energy, descriptor, descriptor_gradient
 
 from .environments import BASES, core, forces, from_ase, random_atoms, rows, sizes, values, vectors
 
@@ -118,53 +116,3 @@ def test_empty_slots_and_atoms_close_by_give_no_nan(name, dtype, rng):
         [values(basis)(*empty), forces(basis)(c, *empty), rows(basis)(*empty), core(basis)(*empty)]
     ):
         assert np.all(leaf == 0)
-
-
-@pytest.mark.parametrize(
-    ("repeat", "dtype"), [((4, 4, 1), np.float64), ((6, 6, 2), np.float64), ((6, 6, 2), np.float32)]
-)
-def test_blocks_of_atoms(repeat, dtype, rng):
-    """64 atoms are one block, 288 are five that do not fill up: the sum over atoms one by one, and its derivatives."""
-    basis = ace_basis(("Al", "Cu"), 4.0, 2, 4)
-    atoms = bulk("Al", cubic=True) * repeat
-    atoms.symbols[rng.random(len(atoms)) < 0.5] = "Cu"
-    atoms.rattle(0.1, seed=2)
-    structure = from_ase(atoms, basis, n=None, k=18)
-    assert len(atoms) in (64, 288) and np.mean(structure.index >= 0) > 0.6
-    d, z_i, z_j = eager(*structure)
-    d = d.astype(dtype)
-    c = jnp.asarray(rng.normal(size=len(basis)) / np.maximum(np.abs(descriptor(basis, d, z_i, z_j)), 1e-3), dtype)
-    push = jnp.asarray(rng.normal(size=d.shape), dtype)
-    # Another order of summation; in float32 as in test_float32_is_near_float64.
-    close = partial(np.testing.assert_allclose, rtol=0)
-    tolerance = 1e-11 if dtype == np.float64 else 1e-3
-
-    def by_atom(c, d):
-        energies = jax.vmap(lambda *atom: linear_energy(basis, c, *(a[None] for a in atom)))(d, z_i, z_j)
-        return jnp.sum(energies)
-
-    def in_features(c, d):
-        return c @ descriptor(basis, d, z_i, z_j) + core_energy(basis, d, z_i, z_j)
-
-    def in_blocks(c, d):
-        return linear_energy(basis, c, d, z_i, z_j)
-
-    value, slopes = jax.jit(jax.value_and_grad(by_atom, (0, 1)))(c, d)
-    size = np.sum(np.abs(c * slopes[0]))
-    for function in (in_features, in_blocks):
-        found, gradients = jax.jit(jax.value_and_grad(function, (0, 1)))(c, d)
-        assert {a.dtype for a in (found, *gradients)} == {np.dtype(dtype)}
-        close(found, value, atol=tolerance * size)
-        for a, b in zip(gradients, slopes, strict=True):
-            close(a, b, atol=tolerance * np.max(np.abs(b)))
-    # Coefficients of a fit with positions of single precision: the wider for the energy, theirs for the forces.
-    wide, gradient = jax.jit(jax.value_and_grad(in_blocks, 1))(c.astype(np.float64), d)
-    assert wide.dtype == np.float64 and gradient.dtype == dtype
-    close(gradient, slopes[1], atol=tolerance * np.max(np.abs(slopes[1])))
-    bend, expected = (
-        jax.jit(lambda d, f=f: jax.jvp(jax.grad(lambda d: f(c, d)), (d,), (push,))[1])(d) for f in (in_blocks, by_atom)
-    )
-    close(bend, expected, atol=tolerance * np.max(np.abs(expected)))
-    together = jax.jit(jax.vmap(in_blocks, in_axes=(None, 0)))(c, jnp.stack([d, d + 0.01 * push]))
-    close(together, [value, jax.jit(by_atom)(c, d + 0.01 * push)], atol=tolerance * size)
-    close(in_blocks(c, d), value, atol=tolerance * size)
