@@ -4,7 +4,7 @@
 
 Replicas of 32 atoms, Al-Cu, order 3, degree 9, as a campaign runs them, checks and all. The parts of a step are the
 differences between runs without them. The driver itself is seen with a Lennard-Jones potential in the same replicas,
-beside torch-sim (``pip install torch-sim-atomistic``, there or in an environment of its own) with its own.
+beside torch-sim (``pip install torch-sim-atomistic ase``, there or in an environment of its own) with its own.
 """
 
 from __future__ import annotations
