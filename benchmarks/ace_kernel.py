@@ -1,11 +1,14 @@
-"""Energy, forces and virial, in microseconds per atom, beside ace-jax's ASE calculator and jax-md adapter.
+"""Energy, forces and virial, in microseconds per atom, beside ace-jax and python-ace's C++.
 
     python benchmarks/ace_kernel.py [--case NAME] [--atoms 32 256] [--cores 1] [--dtype float64] [--peer-python PATH]
+        [--cpp-python PATH]
 
 The same structure, order, degree and cutoff on the same cores; random coefficients, since time does not depend on them.
 ``kernel`` is a compiled function of positions with a list at hand, what jax-md dynamics calls; ``calculator`` is a call
-of the ASE calculator for new positions, which for haljax gives sigma too. Before any timing energies, forces and virial
-are checked against finite differences.
+of the ASE calculator for new positions, which for haljax gives sigma too. ace-jax's kernel is its jax-md adapter.
+python-ace, left out where no interpreter is named (see peers/pythonace.py), has a PACE basis of the same order with as
+many functions, which have smaller l; it knows float64 only. Before any timing energies, forces and virial of haljax are
+checked against finite differences.
 """
 
 from __future__ import annotations
@@ -56,11 +59,12 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float64", "float32"), default="float64")
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--cpp-python")
     options = parser.parse_args()
     # Before XLA counts its threads; the peer's process inherits it.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
     from common import row
-    from peers import acejax
+    from peers import acejax, pythonace
 
     for name in [options.case] if options.case else CASES:
         elements, order, degree, cutoff = CASES[name]
@@ -76,6 +80,14 @@ def main() -> None:
                     mine = result["calculator_us" if what == "calculator" else "kernel_us"]
                     result[f"ace_jax_{what}_us"] = 1e6 * found["median_s"] / len(atoms)
                     result[f"{what}_ratio"] = result[f"ace_jax_{what}_us"] / mine
+            if options.cpp_python:
+                theirs = pythonace.times(
+                    options.cpp_python, atoms, elements, order, result["functions"], cutoff, repeats
+                )
+                result["cpp_functions"] = theirs["functions"]
+                for what in ("kernel", "calculator"):
+                    result[f"cpp_{what}_us"] = 1e6 * theirs[f"{what}_s"] / len(atoms)
+                    result[f"cpp_{what}_ratio"] = result[f"cpp_{what}_us"] / result[f"{what}_us"]
             row("ace_kernel", case=name, atoms=len(atoms), dtype=options.dtype, cores=options.cores, **result)
 
 
