@@ -5,6 +5,7 @@ Everything heavy is imported inside the commands, so that ``haljax --help`` is f
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import platform
@@ -27,6 +28,7 @@ def main() -> None:
     """
     if (here := os.getcwd()) not in sys.path:  # as python -m has it: a calculator or criterion of the user's own
         sys.path.insert(0, here)
+    gc.set_threshold(50_000, 20, 20)  # tracing makes millions of lasting objects; Python's 700 costs a tenth of a start
     os.environ.setdefault("JAX_ENABLE_X64", "1")
     if (cache := _cache_directory()) is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

@@ -260,6 +260,8 @@ class Dynamics(Table):
     """highest temperature allowed, K"""
     max_pressure_GPa: Positive = 50.0
     """highest pressure of a periodic system allowed, of either sign, GPa"""
+    precision: Literal["float64", "float32"] = "float64"
+    """of the trajectories; fits and predictions are float64 always"""
     replicas_per_batch: Count | None = None
     """replicas stepped together; where absent, those of 64 atoms in all on each core of a CPU, and all on a GPU"""
     devices: Count | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
@@ -74,7 +75,7 @@ def explore(
     basis = model.basis
     deviations = committee(jax.random.fold_in(key, 1 << 20), model.posterior, dynamics.committee)
     params = HALParameters(parameters_of(model), deviations - model.posterior.mean[None, :])
-    masses = jnp.asarray(atomic_masses[list(basis.numbers)])
+    masses = atomic_masses[list(basis.numbers)]
     own = [dynamics.overridden(atoms.info) for atoms in starts]
     conditions = [_conditions(replica, atoms, i) for i, (replica, atoms) in enumerate(zip(own, starts, strict=True))]
 
@@ -98,6 +99,7 @@ def explore(
     def one_batch(batch: tuple[int, int, Protocol, list[int]]) -> Run:
         width, size, protocol, members = batch
         filled = members + [members[-1]] * (width - len(members))
+        cast = partial(_cast, precision=dynamics.precision)
 
         def on_block(seen: Observation) -> None:
             if interrupted.is_set():
@@ -112,10 +114,10 @@ def explore(
         return run(
             basis,
             protocol,
-            params,
-            jax.tree.map(lambda *leaves: jnp.stack(leaves), *(conditions[i] for i in filled)),
-            jax.tree.map(jnp.asarray, stack([from_atoms(starts[i], basis.elements, size=size) for i in filled])),
-            masses,
+            cast(params),
+            cast(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(conditions[i] for i in filled))),
+            cast(stack([from_atoms(starts[i], basis.elements, size=size) for i in filled])),
+            cast(masses),
             jax.vmap(lambda i: jax.random.fold_in(key, i))(jnp.asarray(filled)),
             idle=np.arange(width) >= len(members),
             capacity=room[size],
@@ -168,6 +170,15 @@ def _width(n_replicas: int, size: int, devices: int, n_cores: int) -> int:
         return n_replicas
     at_once = devices if devices > 1 else n_cores
     return devices * min(-(-n_replicas // at_once), max(1, CACHED // size))
+
+
+def _cast(tree: Any, precision: str) -> Any:
+    """The same as JAX arrays, floating ones in this precision."""
+
+    def leaf(x: Any) -> jax.Array:
+        return jnp.asarray(x, precision if jnp.issubdtype(x.dtype, jnp.floating) else x.dtype)
+
+    return jax.tree.map(leaf, tree)
 
 
 def _protocol(dynamics: Dynamics) -> Protocol:
@@ -232,7 +243,7 @@ def _gathered(
     )
     candidates: dict[int, Atoms] = {}
     replicas: list[dict[str, Any]] = [{}] * n
-    for (*_, members), result in zip(batches, runs, strict=True):
+    for (*_, protocol, members), result in zip(batches, runs, strict=True):
         for column, i in enumerate(members):
             # A replica that stopped repeats its last look; keep one.
             status = result.seen.status[:, column]
@@ -249,6 +260,8 @@ def _gathered(
             }
             if result.candidate_step[column] > 0:
                 atoms = to_atoms(jax.tree.map(lambda leaf: leaf[column], result.candidate), elements)  # noqa: B023
+                if not protocol.cell_interval:
+                    atoms.cell = starts[i].cell  # to the last digit, whatever the precision of the dynamics
                 atoms.info["config_type"] = starts[i].info.get("config_type", "all")
                 atoms.info["origin"] = {"replica": i, **replicas[i], "step": int(result.candidate_step[column])}
                 candidates[i] = atoms

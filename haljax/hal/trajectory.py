@@ -139,7 +139,7 @@ class HALParameters(NamedTuple):
 
 
 def _along(ramp: jax.Array, progress: jax.Array) -> jax.Array:
-    return ramp[0] + (ramp[1] - ramp[0]) * jnp.clip(progress, 0.0, 1.0)
+    return ramp[0] + (ramp[1] - ramp[0]) * jnp.clip(progress, 0.0, 1.0).astype(ramp.dtype)
 
 
 @partial(jax.jit, static_argnames=("basis", "capacity", "stencil", "skin", "devices"))
@@ -273,6 +273,8 @@ def _rounds(
     tick: jax.Array,
 ) -> tuple[Trajectory, Observation]:
     h = hamiltonian(basis)
+    # Without what no step or move changes, thousands of eV an atom with some codes: float32 has seven digits.
+    moved_by = params.linear._replace(e0=jnp.zeros_like(params.linear.e0))
 
     def progress(state: Trajectory) -> jax.Array:
         return state.step / conditions.n_steps
@@ -284,7 +286,7 @@ def _rounds(
         keys = jax.vmap(lambda key: jax.random.split(key))(state.replica.key)
         replica, lists, accepted, shortage = jax.vmap(
             lambda replica, lists, key, kT, pressure, size: cell_move(
-                h, params.linear, replica, lists, key, kT, pressure, size, protocol.fixed_shape, protocol.skin, stencil
+                h, moved_by, replica, lists, key, kT, pressure, size, protocol.fixed_shape, protocol.skin, stencil
             )
         )(
             state.replica._replace(key=keys[:, 0]),
@@ -302,7 +304,7 @@ def _rounds(
 
     def swap_moves(state: Trajectory) -> tuple[Trajectory, jax.Array]:
         keys = jax.vmap(lambda key: jax.random.split(key))(state.replica.key)
-        replica, accepted = jax.vmap(partial(swap_move, h, params.linear))(
+        replica, accepted = jax.vmap(partial(swap_move, h, moved_by))(
             state.replica._replace(key=keys[:, 0]), state.lists.neighbours, keys[:, 1], at(conditions.kT, state)
         )
         return state._replace(replica=replica), accepted.astype(jnp.int32)
@@ -324,7 +326,7 @@ def _rounds(
         system = system._replace(species=jnp.where(running[:, None], system.species, -1))
         replica, lists, too_fast, shortage = advance(
             h,
-            params.linear,
+            moved_by,
             old.replica._replace(system=system),
             old.lists,
             at(conditions.kT, old),

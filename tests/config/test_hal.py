@@ -86,8 +86,8 @@ def test_minimal_config_and_the_defaults(folder):
         "friction_per_fs": 0.01, "tolerance": 0.2, "epsilon": 0.2, "criterion": "max", "committee": 8,
         "tau_history": 100, "tau_delay": None, "check_interval": 10, "cell_interval": 10,
         "cell_fixed_shape": False, "cell_step": 0.01, "swap_interval": 0, "skin": 0.5, "min_distance": 0.6,
-        "max_force": 20.0, "max_temperature_K": 5000.0, "max_pressure_GPa": 50.0, "replicas_per_batch": None,
-        "devices": None, "processes": None,
+        "max_force": 20.0, "max_temperature_K": 5000.0, "max_pressure_GPa": 50.0, "precision": "float64",
+        "replicas_per_batch": None, "devices": None, "processes": None,
     }  # fmt: skip
     assert config.reference.max_attempts == 2 and config.reference.timeout_s is None
     assert config.reference.workers >= 1

@@ -1,0 +1,84 @@
+"""Rounds of dynamics in float32 under a model that was fitted in float64."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ase.units import kB
+
+from haljax.bayes import committee
+from haljax.config import Dynamics
+from haljax.hal.acquisition import explore, room_for
+from haljax.hal.controller import criterion, relative_force_error
+from haljax.potentials import evaluate_system, parameters_of
+from haljax.structures import from_atoms, neighbour_list
+
+UNBOUNDED = {"tolerance": 1e3, "max_force": 1e3, "min_distance": 0.3}
+
+
+@pytest.fixture(scope="module")
+def starts(alloy):
+    made = [alloy(70 + i) for i in range(3)]
+    for atoms in made:
+        atoms.set_cell(atoms.cell * (1 + 1e-10))  # which float32 does not hold
+    return made
+
+
+@pytest.fixture(scope="module")
+def go(small_model, starts):
+    def go(model=small_model, **changes):
+        dynamics = Dynamics(**{"temperature_K": 600.0, "n_steps": 100, "committee": 4} | UNBOUNDED | changes)
+        room = room_for(model.basis, dynamics.skin, starts)
+        return explore(model, dynamics, starts, jax.random.key(0), room, lambda latest: None)
+
+    return go
+
+
+@pytest.fixture(scope="module")
+def single(go):
+    return go(precision="float32", pressure_GPa=1.0, swap_interval=20, tau_history=20)
+
+
+def test_candidates_are_float64_and_what_was_seen_is_near_float64(single, small_model):
+    """Relative to the terms that cancel in it, a value has some ten roundings of 6e-8; energies 1e-5 eV an atom."""
+    assert {leaf.dtype for leaf in single.seen if leaf.dtype.kind == "f"} == {np.dtype(np.float32)}
+    deviations = committee(jax.random.fold_in(jax.random.key(0), 1 << 20), small_model.posterior, 4)
+    deviations -= small_model.posterior.mean[None]
+    for i, atoms in enumerate(single.candidates):
+        assert atoms.positions.dtype == atoms.cell.array.dtype == np.float64
+        assert single.replicas[i]["step"] == atoms.info["origin"]["step"] == 100
+        system = from_atoms(atoms, small_model.basis.elements)
+        found = jax.tree.map(jnp.asarray, neighbour_list(system, small_model.basis.cutoff))
+        exact = evaluate_system(small_model.basis, parameters_of(small_model), system, found, deviations)
+        real = np.ones(len(atoms), bool)
+        error = criterion(relative_force_error(exact.force_deviations, exact.forces, 0.2, real), real, False)
+        np.testing.assert_allclose(single.seen.energy[-1, i], exact.energy / len(atoms), atol=1e-5)
+        np.testing.assert_allclose(single.seen.sigma[-1, i], exact.sigma / len(atoms), rtol=1e-4)
+        np.testing.assert_allclose(single.seen.criterion[-1, i], error, rtol=1e-3)
+
+
+def test_energies_of_isolated_atoms_cost_no_digits(single, go, small_model):
+    """Of -20000 eV an atom, as pseudopotential codes have them, float32 leaves 0.03 eV for a Metropolis test."""
+    deep = replace(small_model, e0=small_model.e0 - 2e4)
+    other = go(deep, precision="float32", pressure_GPa=1.0, swap_interval=20, tau_history=20)
+    for name in ("cell_moves", "swap_moves"):
+        moves = getattr(single.seen, name)
+        assert 0 < moves[moves >= 0].mean() < 1
+        np.testing.assert_array_equal(getattr(other.seen, name), moves)
+    for a, b in zip(single.candidates, other.candidates, strict=True):
+        np.testing.assert_array_equal(a.positions, b.positions)
+
+
+def test_energy_is_conserved_as_well_as_in_float64(go, starts):
+    """Without thermostat and bias: what is lost is the time step's, not the precision's."""
+    wander = {}
+    for precision in ("float64", "float32"):
+        found = go(precision=precision, friction_per_fs=0.0, tau_rel=0.0, n_steps=500, timestep_fs=0.5)
+        energy = found.seen.energy + 1.5 * kB * found.seen.temperature
+        wander[precision] = np.abs(energy - energy[0]).max()
+        for atoms, start in zip(found.candidates, starts, strict=True):
+            np.testing.assert_array_equal(atoms.cell, start.cell)
+    kinetic = 1.5 * kB * 600
+    assert wander["float64"] < 5e-4 * kinetic and wander["float32"] < 5e-4 * kinetic, wander
