@@ -1,6 +1,7 @@
 """Many replicas: microseconds per atom and step of biased dynamics, where they go, and the driver's own part.
 
-    python benchmarks/replicas.py [--cores 1] [--replicas 1 4 16 64 256] [--peer-python PATH] [--no-peer]
+    python benchmarks/replicas.py [--cores 1] [--replicas 1 4 16 64 256] [--dtype float64] [--peer-python PATH]
+        [--no-peer]
 
 Replicas of 32 atoms, Al-Cu, order 3, degree 9, as a campaign runs them, checks and all. The parts of a step are the
 differences between runs without them. The driver itself is seen with a Lennard-Jones potential in the same replicas,
@@ -28,28 +29,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cores", type=int, default=1)
     parser.add_argument("--replicas", type=int, nargs="+", default=[1, 4, 16, 64, 256])
+    parser.add_argument("--dtype", choices=("float64", "float32"), default="float64")
     parser.add_argument("--peer-python", default=sys.executable)
     parser.add_argument("--no-peer", action="store_true")
     options = parser.parse_args()
     # Before XLA counts its threads; the peer's process inherits it.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])
-    campaign(options.replicas, options.cores)
-    parts(options.cores)
-    driver(options)
+    campaign(options)
+    if options.dtype == "float64":
+        parts(options.cores)
+        driver(options)
 
 
-def campaign(counts: list[int], cores: int) -> None:
+def campaign(options: argparse.Namespace) -> None:
     """Replicas as a campaign explores with them, and that no program is compiled for a number of replicas anew."""
     from common import row
 
     from haljax.hal.trajectory import _block
 
     times: list[float] = []
-    for n in counts:
-        times.append(explored(n))
+    for n in options.replicas:
+        times.append(explored(n, precision=options.dtype))
         row(
-            "replicas", replicas=n, cores=cores, us_per_atom_and_step=times[-1], to_the_best=times[-1] / min(times),
-            compiled_programs=_block._cache_size(),
+            "replicas", replicas=n, cores=options.cores, dtype=options.dtype, us_per_atom_and_step=times[-1],
+            to_the_best=times[-1] / min(times), compiled_programs=_block._cache_size(),
         )  # fmt: skip
 
 
