@@ -91,7 +91,11 @@ class HAL:
         self._executor, self._resume = executor, resume
         self._progress = progress or (lambda event: None)
         reference = self.config.reference
-        self._reference = Reference(calculator if given else reference.calculator, reference.arguments)
+        self._reference = Reference(
+            calculator if given else reference.calculator,
+            reference.arguments,
+            folder=Path(self.config.directory).resolve() / "reference",
+        )
 
     def plan(self) -> str:
         """What would run, in words; checks everything that can be checked without labelling."""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+import socket
+import threading
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -42,35 +46,48 @@ class Reference:
 
     With {"md": …} it runs molecular dynamics of the reference and returns labelled frames.
 
+    Each process, and each thread of one, has a calculator of its own. One that starts a program (VASP, Quantum
+    ESPRESSO) also has a folder of its own, lest labels computed at once write into each other's files.
+
     Parameters
     ----------
     calculator : an ASE calculator, or the dotted path of a calculator class or of a function that makes one.
     arguments : keyword arguments for the dotted path.
+    folder : where those folders are, unless the calculator names another directory.
 
     Raises
     ------
     ValueError : the path leads to nothing that can be called.
     """
 
-    def __init__(self, calculator: Any, arguments: Mapping[str, Any] | None = None) -> None:
-        self._source, self._arguments, self._made = calculator, dict(arguments or {}), None
+    def __init__(self, calculator: Any, arguments: Mapping[str, Any] | None = None, folder: str | Path = ".") -> None:
+        self._source, self._arguments, self._folder = calculator, dict(arguments or {}), folder
+        self._here = threading.local()
         if isinstance(calculator, str):
             _resolve(calculator)  # fail here rather than in every worker
 
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_made": None}
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Reference, (self._source, self._arguments, self._folder)
 
     @property
     def _calculator(self) -> Any:
-        if self._made is None:
+        if not hasattr(self._here, "calculator"):
             source = self._source
-            self._made = _resolve(source)(**self._arguments) if isinstance(source, str) else source
-        return self._made
+            made = _resolve(source)(**self._arguments) if isinstance(source, str) else copy.deepcopy(source)
+            if hasattr(made, "directory") and (hasattr(made, "command") or hasattr(made, "profile")):
+                parent = self._folder if str(made.directory) == "." else made.directory
+                made.directory = Path(parent) / f"{socket.gethostname()}-{threading.get_native_id()}"
+            self._here.calculator = made
+        return self._here.calculator
 
     def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         atoms = decode(payload)
         atoms.calc = self._calculator
-        return _frames(atoms, **payload["md"]) if "md" in payload else _label(atoms)
+        try:
+            return _frames(atoms, **payload["md"]) if "md" in payload else _label(atoms)
+        except BaseException:
+            del self._here.calculator  # the next label is not to inherit one in a bad state
+            raise
 
 
 def _resolve(path: str) -> Any:

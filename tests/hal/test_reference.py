@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from ase.build import bulk, molecule
+from ase.calculators.calculator import FileIOCalculator
 from ase.calculators.emt import EMT
 from tblite.ase import TBLite
 
@@ -37,6 +40,54 @@ def test_frames_of_the_references_own_dynamics_repeat():
         labelled = decode(frame)
         labelled.calc = EMT()
         assert frame["energy"] == pytest.approx(labelled.get_potential_energy(), rel=1e-12)
+
+
+@pytest.mark.parametrize("calculator", ["ase.calculators.emt.EMT", EMT()])
+def test_threads_have_a_calculator_each(calculator):
+    """Shared by eight threads, one calculator gave most structures the energy of another."""
+    structures = _rattled(40)
+    with ThreadPoolExecutor(8) as threads:
+        labels = list(threads.map(Reference(calculator), [{"structure": encode(atoms)} for atoms in structures]))
+    for atoms, label in zip(structures, labels, strict=True):
+        atoms.calc = EMT()
+        assert label["energy"] == pytest.approx(atoms.get_potential_energy(), rel=1e-12)
+
+
+class ByFile(FileIOCalculator):
+    """A program that reads a file and writes one, as DFT codes do: the energy is the sum of the coordinates."""
+
+    implemented_properties = ["energy", "forces"]
+
+    def __init__(self, **settings):
+        super().__init__(command="sleep 0.02; cp input output", **settings)
+
+    def write_input(self, atoms, properties=None, system_changes=None):
+        super().write_input(atoms, properties, system_changes)
+        np.savetxt(f"{self.directory}/input", atoms.positions)
+
+    def read_results(self):
+        positions = np.loadtxt(f"{self.directory}/output")
+        self.results = {"energy": positions.sum(), "forces": np.zeros_like(positions)}
+
+
+def test_labels_at_once_do_not_share_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    structures = _rattled(16)
+    reference = Reference(ByFile(), folder=tmp_path / "reference")
+    with ThreadPoolExecutor(4) as threads:
+        labels = list(threads.map(reference, [{"structure": encode(atoms)} for atoms in structures]))
+    for atoms, label in zip(structures, labels, strict=True):
+        assert label["energy"] == pytest.approx(atoms.positions.sum(), rel=1e-12)
+    assert [path.name for path in tmp_path.iterdir()] == ["reference"]
+    Reference(ByFile(directory="mine"))({"structure": encode(structures[0])})
+    assert len(list((tmp_path / "mine").glob("*/output"))) == 1
+
+
+def _rattled(n):
+    structures = [bulk("Cu", cubic=True) * (2, 1, 1) for _ in range(n)]
+    for i, atoms in enumerate(structures):
+        atoms.rattle(0.1, seed=i)
+    return structures
 
 
 def test_a_path_to_nothing():
