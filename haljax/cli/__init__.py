@@ -30,6 +30,8 @@ def main() -> None:
         sys.path.insert(0, here)
     gc.set_threshold(50_000, 20, 20)  # tracing makes millions of lasting objects; Python's 700 costs a tenth of a start
     os.environ.setdefault("JAX_ENABLE_X64", "1")
+    # The processes that sample windows or label may use the same GPU, of which JAX else takes three quarters at once.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     if (cache := _cache_directory()) is not None:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
         os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -47,7 +47,7 @@ def _check_versions() -> str:
         except PackageNotFoundError:
             missing.append(package)
     if missing:
-        raise RuntimeError(f"{', '.join(missing)} not installed: pip install haljax brings all of them")
+        raise RuntimeError(f"{', '.join(missing)} not installed: pip install . in the copy of haljax brings them")
     if "0.10.2" in (found["jax"], found["jaxlib"]):
         raise RuntimeError("jax 0.10.2 computes wrong numbers on CPUs: pip install 'jax>=0.10.1,!=0.10.2'")
     return ", ".join(f"{package} {number}" for package, number in found.items())

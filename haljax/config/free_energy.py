@@ -112,7 +112,8 @@ class Network(Table):
 
 
 class Training(Table):
-    """``[training]``: how the network learns; what is absent is `haljax.free_energy.TrainingSettings`'s default."""
+    """``[training]``: how the network learns; what is absent is the default of
+    `haljax.free_energy.training.TrainingSettings`."""
 
     epochs: Count | None = None
     """passes over the data at most"""

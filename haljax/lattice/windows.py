@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 CONFIDENCE = 1.96  # standard errors in half a 95 % interval
 SAMPLES = 25  # independent samples below which an error bar cannot be trusted
 TRIES = 200_000  # tried moves of a window between two looks at it from the host
+JUDGED = 512  # windows whose convergence is judged at once, which takes 66 bytes a value
 
 
 class Series(NamedTuple):
@@ -345,26 +346,28 @@ class _Run:
                 w = inside[i]
                 counters[w] = np.concatenate([counters[w], new_counters[:, :, i]])
                 energy[w] = np.concatenate([energy[w], new_energy[:, i]])
-            eta = np.stack([counters[inside[i]] for i in open_], axis=2) / self.model.n_counted
-            e = np.stack([energy[inside[i]] for i in open_], axis=1) / self.model.n_cells
-            observed = np.concatenate([eta, e[:, None]], axis=1)  # (n, d + 1, open)
-            begin, inefficiency = equilibration(observed)
             occupation = np.asarray(_occupations(self.model, state, self.devices))
             accepted = np.asarray(state.accepted)
-            for j, i in enumerate(open_):
-                w = inside[i]
-                outcome = self.outcome(
-                    Conditions(*(v[w] for v in conditions)),
-                    observed[begin[j] :, :, j],
-                    inefficiency[:, j],
-                    passes,
-                    accepted[i] / (passes * self.model.n_tries),
-                    occupation[i],
-                )
-                if outcome.converged or passes == self.max_passes:
-                    outcomes[w] = outcome
-                    self.done += 1
-                    self.converged += outcome.converged
+            for first in range(0, len(open_), JUDGED):
+                judged = open_[first : first + JUDGED]
+                eta = np.stack([counters[inside[i]] for i in judged], axis=2) / self.model.n_counted
+                e = np.stack([energy[inside[i]] for i in judged], axis=1) / self.model.n_cells
+                observed = np.concatenate([eta, e[:, None]], axis=1)  # (n, d + 1, judged)
+                begin, inefficiency = equilibration(observed)
+                for j, i in enumerate(judged):
+                    w = inside[i]
+                    outcome = self.outcome(
+                        Conditions(*(v[w] for v in conditions)),
+                        observed[begin[j] :, :, j],
+                        inefficiency[:, j],
+                        passes,
+                        accepted[i] / (passes * self.model.n_tries),
+                        occupation[i],
+                    )
+                    if outcome.converged or passes == self.max_passes:
+                        outcomes[w] = outcome
+                        self.done += 1
+                        self.converged += outcome.converged
             left = np.array([i for i in open_ if outcomes[inside[i]] is None], int)
             # A smaller batch is compiled anew: only where it is half as wide
             if len(left) and 2 * len(self.filled(left)) <= len(state.energy):

@@ -126,7 +126,7 @@ def test_enumeration(name):
         assert len(result.series[w].eta) == result.n_passes[w]
 
 
-def test_windows_stop_on_their_own_and_repeat_alone():
+def test_windows_stop_on_their_own_and_repeat_alone(monkeypatch):
     """Precise windows go on in a smaller batch; each result is that of the window run alone."""
     counters = staggered(SMALL, (0, 1))
     W = 70
@@ -146,8 +146,11 @@ def test_windows_stop_on_their_own_and_repeat_alone():
             if name != "series":
                 np.testing.assert_array_equal(values_, getattr(result, name)[chosen], err_msg=name)
         np.testing.assert_array_equal(alone.series[0].energy, result.series[chosen[0]].energy)
+    monkeypatch.setattr(windows_module, "JUDGED", 7)  # how many are judged at once changes nothing
     batched = sample(2, ising(0.01), SMALL, counters, given, batch=40, **how)
     np.testing.assert_array_equal(batched.eta, result.eta)
+    np.testing.assert_array_equal(batched.eta_error, result.eta_error)
+    np.testing.assert_array_equal(batched.n_passes, result.n_passes)
 
 
 def test_windows_that_do_not_converge_are_returned_and_named(caplog):
