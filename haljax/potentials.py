@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 Array = Any  # numpy or JAX
 
 _HIGHEST = jax.lax.Precision.HIGHEST  # else a GPU may multiply float32 as TF32
+_dot = partial(jnp.dot, precision=_HIGHEST)
 
 SIGMA_FLOOR = 1e-6  # eV; keeps the gradient of sigma finite where the descriptor vanishes
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # xx, yy, zz, yz, xz, xy
@@ -93,7 +94,7 @@ def _one_body(params: Parameters, species: jax.Array) -> jax.Array:
 def sigma_of(params: Parameters, features: jax.Array) -> jax.Array:
     """Posterior standard deviation of the energy, () eV, of a structure with the descriptor (M,)."""
     # The floor is added to the square, so that reverse mode meets no root of zero.
-    return jnp.sqrt(jnp.sum((features @ params.factor) ** 2) + SIGMA_FLOOR**2)
+    return jnp.sqrt(jnp.sum(_dot(features, params.factor) ** 2) + SIGMA_FLOOR**2)
 
 
 def total_energy(
@@ -163,7 +164,7 @@ def _linear_energy_jvp(basis: ACEBasis, primals: tuple, tangents: tuple) -> tupl
     (energy, features), at_ends, whole = totals
     gradient = whole._replace(positions=at_ends + at_starts.reshape(-1, 3)[: len(positions)])
     slopes = jax.tree.map(lambda slope, tangent: jnp.sum(slope * tangent), gradient, tangents[1])
-    change = jnp.dot(features, tangents[0], precision=_HIGHEST) + sum(jax.tree.leaves(slopes))
+    change = _dot(features, tangents[0]) + sum(jax.tree.leaves(slopes))
     return energy, change.astype(energy.dtype)
 
 
@@ -206,7 +207,7 @@ def energy_and_sigma(
     """
     features = _features(basis, system, neighbours, strain)
     energy = (
-        params.mean @ features
+        _dot(params.mean, features)
         + _core(basis, system, neighbours, strain)
         + _one_body(params, jnp.asarray(system.species))
     )
@@ -237,14 +238,14 @@ def evaluate_system(
         strain,
     )
     sigma = sigma_of(params, features)
-    slope = params.factor @ (features @ params.factor) / sigma
+    slope = _dot(params.factor, _dot(features, params.factor)) / sigma
     coefficients = jnp.stack([params.mean, slope])
     if draws is not None:
         coefficients = jnp.concatenate([coefficients, draws])
     gradients, tensions = jax.lax.map(pull, coefficients)
     core_gradient, core_tension = core_pull(jnp.ones_like(core))
     return Evaluation(
-        params.mean @ features + core + _one_body(params, jnp.asarray(system.species)),
+        _dot(params.mean, features) + core + _one_body(params, jnp.asarray(system.species)),
         sigma,
         -(gradients[0] + core_gradient),
         gradients[1],
@@ -360,7 +361,7 @@ def _as_neighbours(basis: ACEBasis, system: System, neighbor: Any, molecule: boo
     if not molecule:
         inverse = jnp.linalg.inv(system.cell)
         d = system.positions[jnp.maximum(index, 0)] - system.positions[:, None, :]
-        shift = -jnp.round(jnp.einsum("nkc,cs->nks", d, inverse)).astype(jnp.int32)
+        shift = -jnp.round(jnp.einsum("nkc,cs->nks", d, inverse, precision=_HIGHEST)).astype(jnp.int32)
         # The minimum image is the only one as long as every height of the box exceeds twice the cutoff.
         complete = jnp.all(1 / jnp.sqrt(jnp.sum(inverse**2, axis=0)) >= 2 * basis.cutoff)
     complete = complete & ~jnp.any(jnp.asarray(neighbor.did_buffer_overflow))

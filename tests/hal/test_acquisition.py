@@ -10,6 +10,7 @@ from ase.units import kB
 
 from haljax.bayes import committee
 from haljax.config import Dynamics
+from haljax.hal import trajectory
 from haljax.hal.acquisition import explore, room_for
 from haljax.hal.controller import criterion, relative_force_error
 from haljax.potentials import evaluate_system, parameters_of
@@ -57,6 +58,31 @@ def test_candidates_are_float64_and_what_was_seen_is_near_float64(single, small_
         np.testing.assert_allclose(single.seen.energy[-1, i], exact.energy / len(atoms), atol=1e-5)
         np.testing.assert_allclose(single.seen.sigma[-1, i], exact.sigma / len(atoms), rtol=1e-4)
         np.testing.assert_allclose(single.seen.criterion[-1, i], error, rtol=1e-3)
+
+
+def test_no_product_in_float32_is_left_to_a_gpu_to_make_in_fewer_digits(go, monkeypatch):
+    """An H100 multiplies float32 as TF32 unless told not to: energies of moves were wrong by kT at room temperature."""
+    programs, block = [], trajectory._block
+
+    def traced(*arguments):
+        programs.append(block.trace(*arguments).jaxpr)
+        return block(*arguments)
+
+    monkeypatch.setattr(trajectory, "_block", traced)
+    go(precision="float32", pressure_GPa=1.0, swap_interval=20, tau_history=20, n_steps=20)
+    highest = (jax.lax.Precision.HIGHEST,) * 2
+    products = [product for program in programs for product in _products(program.jaxpr)]
+    assert len(products) > 20 and all(product.params["precision"] == highest for product in products)
+
+
+def _products(program):
+    for equation in program.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for inner in jax.tree.leaves(equation.params, is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                yield from _products(inner)
 
 
 def test_energies_of_isolated_atoms_cost_no_digits(single, go, small_model):
