@@ -42,7 +42,9 @@ class Calculator(ASECalculator):
 
         Any change counts, so ``tol`` does not; initial charges and magnetic moments, of which nothing depends, do not.
         """
-        return list(all_changes) if self.atoms is None else _changes(self.atoms, atoms)
+        if self.atoms is None or self._parameters[0] is not self.model:
+            return list(all_changes)
+        return _changes(self.atoms, atoms)
 
     def calculate(self, atoms=None, properties=("energy",), system_changes=all_changes) -> None:
         super().calculate(atoms, properties, system_changes)

@@ -56,6 +56,14 @@ def test_forces_are_the_gradient(atoms, molecule):
         np.testing.assert_allclose(forces.sum(axis=0), 0, atol=1e-12)
 
 
+def test_another_model_gives_other_results(atoms, tiny_model):
+    forces, other = atoms.get_forces(), replace(tiny_model, e0=tiny_model.e0 + 1.0)
+    energy = atoms.get_potential_energy()
+    atoms.calc.model = other
+    assert atoms.get_potential_energy() == pytest.approx(energy + len(atoms), rel=1e-12)
+    np.testing.assert_array_equal(atoms.get_forces(), forces)
+
+
 def test_stress_is_the_strain_derivative(atoms):
     stress = atoms.get_stress()
     for voigt, (a, b) in enumerate(((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))):
