@@ -105,9 +105,10 @@ def accumulate(stats: Statistics, blocks: Iterable[tuple[np.ndarray, np.ndarray]
     seen = int(stats.n) > 0
     with one_blas_thread():
         for rows, targets in _tables(blocks, size, M):
-            stats = _absorb(stats, rows, targets) if seen else _begin(rows, targets)
+            # One at a time: jax would let some thirty tables wait where rows come faster than they are absorbed.
+            stats = jax.block_until_ready(_absorb(stats, rows, targets) if seen else _begin(rows, targets))
             seen = True
-        return jax.block_until_ready(stats)
+        return stats
 
 
 def _tables(

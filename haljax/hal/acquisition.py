@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -90,7 +90,7 @@ def explore(
     devices, n_cores = map(min, zip(*gather((devices, cores())), strict=True))
     batches, share = [], -(-len(starts) // processes)
     for (size, protocol), members in alike.items():
-        width = dynamics.replicas_per_batch or _width(share, size, devices, n_cores)
+        width = dynamics.replicas_per_batch or _width(share, len(members), size, devices, n_cores)
         width = -(-width // devices) * devices
         batches += [(width, size, protocol, members[k : k + width]) for k in range(0, len(members), width)]
     latest: dict[str, list] = {name: [None] * len(starts) for name in Observation._fields}
@@ -126,11 +126,15 @@ def explore(
         )
 
     with ThreadPoolExecutor(cores()) as pool:
+        running = [pool.submit(one_batch, batch) for batch in batches[jax.process_index() :: processes]]
         try:
-            own_runs = list(pool.map(one_batch, batches[jax.process_index() :: processes]))
+            for done in wait(running, return_when=FIRST_EXCEPTION).done:
+                done.result()
         except BaseException:  # Ctrl-C, say: no batch goes on beyond its present block
             interrupted.set()
+            pool.shutdown(cancel_futures=True)
             raise
+    own_runs = [done.result() for done in running]
     dealt = gather(own_runs, meanwhile=lambda: on_progress(latest))
     runs = [dealt[i % processes][i // processes] for i in range(len(batches))]
     return _gathered(basis.elements, starts, conditions, batches, runs)
@@ -164,10 +168,11 @@ def room_for(basis: ACEBasis, skin: float, structures: Sequence[Atoms]) -> dict[
     return {size: room(systems, basis.cutoff + skin) for size, systems in by_size.items()}
 
 
-def _width(n_replicas: int, size: int, devices: int, n_cores: int) -> int:
-    """Replicas of so many atoms stepped together: all on GPUs; on a CPU a share for each core, as fits its cache."""
+def _width(n_replicas: int, n_alike: int, size: int, devices: int, n_cores: int) -> int:
+    """Replicas of so many atoms stepped together, of `n_replicas` a process: on GPUs all of the `n_alike` of this size,
+    in one of a few widths; on a CPU a share for each core, as fits its cache."""
     if jax.default_backend() != "cpu":
-        return n_replicas
+        return min(n_replicas, bucket(n_alike))
     at_once = devices if devices > 1 else n_cores
     return devices * min(-(-n_replicas // at_once), max(1, CACHED // size))
 
