@@ -37,7 +37,8 @@ def labels(atoms: Atoms, index: int | None = None) -> Labels:
     """Read the labels that a structure carries; nothing is calculated.
 
     Each label comes from the results of `atoms.calc` where these belong to the present positions, cell and
-    elements, else from info["energy"], arrays["forces"], info["stress"] or info["virial"] (-volume x stress).
+    elements, else from info["energy"], arrays["forces"], info["stress"] or info["virial"] (-volume x stress). Where a
+    calculator tells a free energy beside the energy (smeared electrons), it is that, since forces are its derivative.
     Stress and virial may be Voigt (6,) or full (3, 3); they are ignored unless all three axes are periodic.
     Weights: info["energy_weight"], info["force_weight"], info["stress_weight"] and, per atom,
     arrays["force_weight"] of shape (N,) or (N, 3).
@@ -75,7 +76,9 @@ def labels(atoms: Atoms, index: int | None = None) -> Labels:
         return None if value is None else checked(what, value, shapes)
 
     tensor = [(6,), (3, 3)]
-    energy = label("energy", atoms.info, [()])
+    energy = label("free_energy", {}, [()])
+    if energy is None:
+        energy = label("energy", atoms.info, [()])
     forces = label("forces", atoms.arrays, [(n, 3)])
     stress = None
     if atoms.pbc.all():

@@ -27,6 +27,17 @@ def test_single_point_calculator():
     assert out.energy_weight == out.stress_weight == 1 and np.all(out.force_weight == np.ones((4, 3)))
 
 
+def test_the_energy_that_forces_are_the_derivative_of():
+    """Of smeared electrons it is the free energy; extended XYZ keeps both."""
+    atoms = with_labels(cubic(), -3.5, FORCES)
+    atoms.calc.results["free_energy"] = -3.25
+    assert labels(atoms).energy == -3.25
+    file = io.StringIO()
+    write(file, atoms, format="extxyz")
+    file.seek(0)
+    assert labels(read(file, format="extxyz")).energy == -3.25
+
+
 def test_live_calculator_and_stale_results():
     atoms = cubic()
     atoms.rattle(0.1, seed=0)
