@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -33,6 +34,7 @@ from haljax.structures import (
 if TYPE_CHECKING:
     from ase import Atoms
 
+log = logging.getLogger(__name__)
 Array = Any  # numpy or JAX
 
 # 1 / (3 meV/atom), 1 / (0.1 eV/Å), 1 / (0.03 eV/atom): rows of forces outnumber those of energies 3 N to one.
@@ -168,6 +170,12 @@ def solve(basis: ACEBasis, settings: FitSettings, statistics: Statistics) -> tup
         posterior, info = jax.block_until_ready(_SOLVERS[settings.solver](seen_rows(statistics), scale))
     if not np.isfinite(float(posterior.log_evidence)):
         raise ValueError("the fit is not finite: look for extreme labels or weights among the training structures")
+    if not info.converged:
+        log.warning(
+            "the evidence still grew after %d steps of %s: the model is usable, and sigma perhaps not yet right",
+            int(info.iterations),
+            settings.solver,
+        )
     return posterior, np.asarray(info.active)
 
 

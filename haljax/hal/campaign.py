@@ -7,7 +7,8 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,7 +33,7 @@ from haljax.campaign import (
 from haljax.config import MAY_CHANGE, HALConfig
 from haljax.evaluation import Calibration, ErrorTable, calibrate, evaluate
 from haljax.hal.acquisition import Explored, Round, explore, follow, room_for
-from haljax.hal.reference import Reference, decode, encode
+from haljax.hal.reference import WEIGHTS, Reference, decode, encode
 from haljax.model import Model
 from haljax.processes import gather, heed, join, telling_failures
 from haljax.structures import from_atoms, labels, read_structures
@@ -255,10 +256,10 @@ class _Campaign(Ledger):
 
     def _go_on_with(self, oracle: Background) -> None:
         """Ask again for what was on its way when an asynchronous campaign was interrupted."""
-        failed = {record["id"] for record in self.journal.read() if record["type"] == "failed"}
+        failures = self._failures()
         for iteration, request in self.requests.items():
             jobs = request["jobs"]
-            given_up = failed if any(id in self.labels for id in jobs) else set()  # else the reference was broken
+            given_up = self._given_up(jobs, failures)
             if iteration < len(self.iterations):
                 self._label(
                     {id: job for id, job in jobs.items() if id not in self.labels and id not in given_up}, oracle
@@ -288,18 +289,30 @@ class _Campaign(Ledger):
         self, model: Model, iteration: int, oracle: Oracle | Background, seconds: dict[str, float]
     ) -> Model:
         for number, request in self.requests.items():
-            if not any(id in self.labels or id in self.outstanding for id in request["jobs"]):
+            jobs = request["jobs"]
+            missing = not any(id in self.labels or id in self.outstanding for id in jobs)
+            if missing and self._given_up(jobs, self._failures()) < set(jobs):
                 if isinstance(oracle, Background):
                     oracle.finish()  # others may be good, and were paid for
                 raise RuntimeError(
                     f"no structure of iteration {number} could be labelled; the last failure: {self.last_failure()}. "
-                    "Mend the reference calculator and resume."
+                    "Mend the reference calculator and resume; those that fail once more are left out."
                 )
         new = self._unlearned()
         with timed(seconds, "fit"):
             model = self._learn(model, new)
         self._finish_iteration(iteration, model, seconds, new)
         return model
+
+    def _failures(self) -> Counter[str]:
+        """How often, in different runs, each label has failed."""
+        return Counter(record["id"] for record in self.journal.read() if record["type"] == "failed")
+
+    def _given_up(self, asked: Iterable[str], failures: Counter[str]) -> set[str]:
+        """Of labels asked for together, those that are not worth another try: that failed where others did not, or in
+        two runs, between which the reference could be mended."""
+        asked = set(asked)
+        return {id for id in asked if failures[id] > (0 if asked & set(self.labels) else 1)}
 
     def _unlearned(self) -> list[str]:
         """Training labels that no fit has seen, in the order they were asked for, whatever order they came in."""
@@ -390,10 +403,14 @@ class _Campaign(Ledger):
                 + ", ".join(sorted({replica["status"] for replica in explored.replicas}))
                 + "); lower the temperature or the time step, or widen the guards in [dynamics], and resume"
             )
-        on_their_way = [
-            decode(job) for r in self.requests.values() for id, job in r["jobs"].items() if id in self.outstanding
+        not_learned = self.outstanding | set(self._unlearned())  # on their way, or here since this model was made
+        expected = [
+            decode(job)
+            for request in self.requests.values()
+            for id, job in request["jobs"].items()
+            if id in not_learned and job["role"] == "train"
         ]
-        picked = select(model, pool, min(self.config.labels.per_iteration, len(pool)), on_their_way)
+        picked = select(model, pool, min(self.config.labels.per_iteration, len(pool)), expected)
         rng = np.random.default_rng([self.config.seed, iteration])
         jobs = {
             f"{iteration}-{i}": {
@@ -421,9 +438,10 @@ class _Campaign(Ledger):
             jobs[f"start-{i}"] = ("train", "start", atoms)
         for i, atoms in enumerate(self.given_test):
             jobs[f"test-{i}"] = ("test", "test", atoms)
+        failures = self._failures() if self.labels.keys() & self._start_ids() else {}  # else the reference was broken
         unknown = {}
         for id, (role, source, atoms) in jobs.items():
-            if id in self.labels:
+            if id in self.labels or (id in failures and role != "isolated"):  # without which there is no fit
                 continue
             job = {"role": role, "origin": {"source": source}, "structure": encode(atoms)}
             if _unlabelled(atoms):
@@ -452,6 +470,9 @@ class _Campaign(Ledger):
                     continue
                 atoms = self.starts[k * len(self.starts) // n_starts].copy()
                 atoms.info["config_type"] = f"{temperature:g} K"
+                for name in WEIGHTS:  # those of the start's own labels
+                    atoms.info.pop(name, None)
+                    atoms.arrays.pop(name, None)
                 jobs[id] = {
                     "role": "test",
                     "origin": {"source": "reference_md"},

@@ -15,15 +15,22 @@ import numpy as np
 if TYPE_CHECKING:
     from ase import Atoms
 
+WEIGHTS = ("energy_weight", "force_weight", "stress_weight")  # of `haljax.structures.labels`
+
 
 def encode(atoms: Atoms) -> dict[str, Any]:
-    """A structure as JSON-able data; floats survive exactly."""
+    """A structure as JSON-able data, with the weights of its labels; floats survive exactly."""
+    weights = {
+        where: {name: np.asarray(values[name]).tolist() for name in WEIGHTS if name in values}
+        for where, values in (("info", atoms.info), ("arrays", atoms.arrays))
+    }
     return {
         "numbers": atoms.numbers.tolist(),
         "positions": atoms.positions.tolist(),
         "cell": np.asarray(atoms.cell).tolist(),
         "pbc": atoms.pbc.tolist(),
         "config_type": str(atoms.info.get("config_type", "all")),
+        **({"weights": weights} if any(weights.values()) else {}),
     }
 
 
@@ -36,6 +43,10 @@ def decode(data: Mapping[str, Any]) -> Atoms:
     s = data["structure"]
     atoms = Atoms(s["numbers"], s["positions"], cell=s["cell"], pbc=s["pbc"])
     atoms.info["config_type"] = s["config_type"]
+    for name, weight in s.get("weights", {}).get("info", {}).items():
+        atoms.info[name] = weight
+    for name, weight in s.get("weights", {}).get("arrays", {}).items():
+        atoms.set_array(name, np.asarray(weight))
     if "energy" in data:
         atoms = with_labels(atoms, data["energy"], data["forces"], data.get("stress"))
     return atoms

@@ -22,6 +22,7 @@ from haljax.campaign import CampaignExists, CampaignMismatch, JournalError, read
 from haljax.cli.hal import _Screen
 from haljax.config import ConfigError, HALConfig
 from haljax.structures import with_labels
+from haljax.training import select
 
 
 def cells(n=4, seed=0):
@@ -202,6 +203,29 @@ def test_dynamics_go_on_while_labels_are_computed(slow_reference, tmp_path, no_p
     check_learned_all_in_one(tmp_path, again.model)
 
 
+def test_structures_are_chosen_as_if_what_is_on_its_way_or_has_just_come_were_known(
+    slow_reference, tmp_path, no_pictures, monkeypatch
+):
+    setup, watch = slow_reference
+    setup["dynamics"] |= {"n_steps": 400, "tolerance": 100.0}
+    given, choose = [], select
+
+    def remember(model, pool, n, expected):
+        given.append(len(expected))
+        return choose(model, pool, n, expected)
+
+    def wait_for_labels(event):
+        watch(event)
+        if event["stage"] == "dynamics" and event["iteration"] == 2 and len(records(tmp_path, "label")) < 6:
+            time.sleep(0.3)  # each time there is something to tell
+
+    monkeypatch.setattr("haljax.hal.campaign.select", remember)
+    hx.HAL(setup, progress=wait_for_labels).run()
+    written = [(r["type"], r.get("id", r.get("iteration"))) for r in read_journal(tmp_path / "run" / "journal.jsonl")]
+    assert written.index(("label", "1-0")) < written.index(("request", 2))  # it came during the dynamics
+    assert given == [0, 2]
+
+
 @pytest.mark.parametrize(
     "when",
     ["select", "label", *(pytest.param(stage, marks=pytest.mark.slow) for stage in ("fit", "evaluate", "report"))],
@@ -364,12 +388,51 @@ def test_no_replica_stays_safe_until_the_guards_are_mended(tmp_path, no_pictures
     assert "1 iterations done" in result.reason
 
 
+def test_a_structure_that_fails_alone_is_left_out_when_it_fails_again(tmp_path, no_pictures):
+    """One label an iteration: it ends the run, which may be the reference's fault, but not the next as well."""
+    down = tmp_path / "down"
+    setup = config(tmp_path, labels={"per_iteration": 1, "test_fraction": 0.0}, stop={"max_iterations": 2})
+    setup["reference"] |= {
+        "calculator": "tests.hal.references.Moody", "arguments": {"unless": str(down)}, "max_attempts": 1,
+    }  # fmt: skip
+
+    def fail_in_the_first_iteration(event):
+        if event["stage"] == "dynamics":
+            down.touch() if event["iteration"] == 1 else down.unlink(missing_ok=True)
+
+    with pytest.raises(RuntimeError, match="no structure of iteration 1 could be labelled.*once more are left out"):
+        hx.HAL(setup, progress=fail_in_the_first_iteration).run()
+    hx.HAL(setup, resume=True, progress=fail_in_the_first_iteration).run()
+    assert [r["id"] for r in records(tmp_path, "failed")] == ["1-0"] * 2
+    assert [r["learned"] for r in records(tmp_path, "iteration")][1:] == [[], ["2-0"]]
+    hx.HAL(setup, resume=True).run(max_iterations=3)
+    assert [r["learned"] for r in records(tmp_path, "iteration")][3:] == [["3-0"]]
+    assert len(records(tmp_path, "failed")) == 2
+
+
+def test_starts_that_failed_are_not_tried_at_every_resumption(tmp_path, no_pictures):
+    setup = config(tmp_path, "tests.hal.references.Raising", stop={"max_iterations": 1})
+    hx.HAL(setup).run()
+    failed = len(records(tmp_path, "failed"))
+    hx.HAL(setup, resume=True).run()
+    assert failed >= 2 and len(records(tmp_path, "failed")) == failed
+
+
 def test_labelled_starts_are_not_labelled_again(tmp_path, no_pictures):
     starts = []
     for atoms in cells():
         atoms.calc = EMT()
         starts.append(with_labels(atoms, atoms.get_potential_energy() + 1.0, atoms.get_forces(), atoms.get_stress()))
-    hx.HAL(config(tmp_path, starts=starts, stop={"max_iterations": 1})).run()
+    starts[1].info |= {"energy_weight": 0.5, "stress_weight": 0.0}
+    starts[2].set_array("force_weight", np.arange(8.0))
+    result = hx.HAL(config(tmp_path, starts=starts, stop={"max_iterations": 1})).run()
+    known = read(tmp_path / "run" / "structures.xyz", ":")
+    train = [atoms for atoms in known if atoms.info["role"] == "train"]
+    again = hx.fit(result.model.basis, train, e0=dict(zip(("Al", "Cu"), result.model.e0, strict=True)))
+    np.testing.assert_allclose(again.posterior.noise_precision, result.model.posterior.noise_precision, rtol=1e-4)
+    assert known[1].info["energy_weight"] == 0.5 and known[1].info["stress_weight"] == 0.0
+    assert known[2].arrays["force_weight"].tolist() == list(range(8))
+    assert not {"energy_weight", "force_weight"} & (set(known[0].info) | set(known[-1].info))
     first = next(r for r in records(tmp_path, "label") if r["id"] == "start-0")
     assert first["attempts"] == 0
     assert first["energy"] == pytest.approx(starts[0].get_potential_energy(), abs=1e-7)  # extxyz keeps 8 decimals
