@@ -386,7 +386,8 @@ def run(
 
     Parameters
     ----------
-    systems : batch, padded to one size. keys : (B,) typed, one a replica: a replica alone does the same as in a batch.
+    systems : batch, padded to one size. keys : (B,) typed, one a replica: alone it does the same as in a batch, where
+        all have room in their lists.
     idle : (B,) bool, replicas that only fill the batch and never run.
     capacity : neighbours an atom to start with; grows.
     on_block : called with the observations of every finished block.

@@ -15,7 +15,7 @@ from haljax.md.replicas import (
     temperature,
     worst,
 )
-from haljax.md.status import Guards, Status, guard, message
+from haljax.md.status import Guards, Status, guard
 
 __all__ = [
     "MARGIN",
@@ -31,7 +31,6 @@ __all__ = [
     "kinetic_energy",
     "langevin_step",
     "maxwell_boltzmann",
-    "message",
     "shortage_of",
     "swap_move",
     "temperature",

@@ -13,32 +13,14 @@ class Status(IntEnum):
     """Why a replica runs no further; RUNNING as long as it does."""
 
     RUNNING = 0
-    UNCERTAIN = 1
-    FINISHED = 2
-    TOO_CLOSE = 3
+    UNCERTAIN = 1  # the relative force error exceeds the tolerance
+    FINISHED = 2  # its full length
+    TOO_CLOSE = 3  # two atoms
     LARGE_FORCE = 4
     TOO_HOT = 5
-    HIGH_PRESSURE = 6
-    NOT_FINITE = 7
-    TOO_FAST = 8
-
-
-_MESSAGES = {
-    Status.RUNNING: "running",
-    Status.UNCERTAIN: "uncertain: the relative force error exceeds the tolerance",
-    Status.FINISHED: "ran its full length",
-    Status.TOO_CLOSE: "two atoms came closer than the shortest distance allowed",
-    Status.LARGE_FORCE: "a force exceeded the largest allowed",
-    Status.TOO_HOT: "the temperature exceeded the highest allowed",
-    Status.HIGH_PRESSURE: "the pressure exceeded the highest allowed, or minus that",
-    Status.NOT_FINITE: "energy or forces are not finite",
-    Status.TOO_FAST: "an atom outran the neighbour list's margin in one step; reduce the time step",
-}
-
-
-def message(status: int) -> str:
-    """A status in words."""
-    return _MESSAGES[Status(status)]
+    HIGH_PRESSURE = 6  # or minus that
+    NOT_FINITE = 7  # energy or forces
+    TOO_FAST = 8  # an atom outran the neighbour list's margin in one step: the time step is too long
 
 
 class Guards(NamedTuple):

@@ -1,8 +1,7 @@
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
-from haljax.md import Guards, Status, guard, message
+from haljax.md import Guards, Status, guard
 
 GUARDS = Guards(min_distance=0.6, max_force=50.0, max_temperature=0.4, max_pressure=0.3)
 FINE = {"shortest": 0.9, "largest_force": 3.0, "kT": 0.1, "pressure": -0.1, "finite": True, "too_fast": False}
@@ -29,13 +28,3 @@ def test_the_gravest_is_reported():
     assert judged(**bad) == Status.TOO_CLOSE
     assert judged(**bad, too_fast=True) == Status.TOO_FAST
     assert judged(**{name: np.nan for name in bad}, finite=False, too_fast=True) == Status.NOT_FINITE
-
-
-@pytest.mark.parametrize("status", Status)
-def test_every_status_has_words(status):
-    assert message(int(status))
-
-
-def test_an_unknown_status_has_none():
-    with pytest.raises(ValueError, match="99"):
-        message(99)
