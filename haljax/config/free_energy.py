@@ -82,8 +82,8 @@ class Sampling(Table):
     """passes of a window at least"""
     max_passes: Count = 5000
     """passes of a window at most"""
-    windows_per_job: Count = 64
-    """windows sampled together"""
+    windows_per_job: Count | None = None
+    """windows sampled together; where absent, an even share of an iteration's for each worker, on a CPU 512 at most"""
     workers: Count = Field(default_factory=cores)
     """jobs sampled at once"""
     devices: Count | None = None

@@ -34,6 +34,8 @@ from haljax.free_energy.sampling import Windows, check_windows, published, unkno
 from haljax.free_energy.search import search
 from haljax.free_energy.training import History, TrainingSettings, train
 from haljax.lattice import save_expansion
+from haljax.lattice.local_energy import WINDOWS
+from haljax.lattice.windows import BATCH
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -92,6 +94,8 @@ class FreeEnergy:
         limits = {k: v for k, v in c.stop.model_dump().items() if v is not None}
         chosen = ", ".join(f"{name} {criterion.points}" for name, criterion in c.criteria.items())
         temperatures = ", ".join(f"{t:g}" for t in c.sampling.temperature_K)
+        n = c.sampling.windows_per_job
+        per_job = f"{n} windows a job" if n else "windows shared out evenly"
         return "\n".join(
             [
                 f"run directory     {c.directory}",
@@ -99,7 +103,7 @@ class FreeEnergy:
                 f"order parameters  {p.d}, {len(p.order_parameters.group)} symmetry operations, "
                 f"{p.network.n_features} invariants up to degree {c.network.degree}",
                 f"sampling          {temperatures} K; {c.sampling.min_passes} to {c.sampling.max_passes} passes a "
-                f"window, {c.sampling.windows_per_job} windows a job, {c.sampling.workers} jobs at once",
+                f"window, {per_job}, {c.sampling.workers} jobs at once",
                 f"each iteration    {chosen}",
                 f"network           {' x '.join(map(str, c.network.widths))}, {c.network.members} members",
                 f"stop              {', '.join(f'{k} = {v:g}' for k, v in limits.items())}",
@@ -244,7 +248,8 @@ class _Campaign(Ledger):
 
     def _jobs(self, prefix: str, chosen: Choice, role: str) -> dict[str, Any]:
         """Windows in batches, each a job of its own."""
-        size, jobs = self.config.sampling.windows_per_job, {}
+        sampling, jobs = self.config.sampling, {}
+        size = sampling.windows_per_job or _even_share(len(chosen.kappa), sampling.workers)
         for k, start in enumerate(range(0, len(chosen.kappa), size)):
             part = slice(start, start + size)
             jobs[f"{prefix}-{k}"] = {
@@ -398,6 +403,12 @@ class _Campaign(Ledger):
         }
         self.record(record)
         self.progress(record | {"stage": "iteration"})
+
+
+def _even_share(windows: int, workers: int) -> int:
+    """Windows of a job, for each worker as many, in whole words of bits; on a CPU no more than are stepped together."""
+    share = -(-windows // (workers * WINDOWS)) * WINDOWS
+    return min(share, BATCH) if jax.default_backend() == "cpu" else share
 
 
 def _digest(known: Problem) -> str:

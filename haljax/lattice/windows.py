@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 CONFIDENCE = 1.96  # standard errors in half a 95 % interval
 SAMPLES = 25  # independent samples below which an error bar cannot be trusted
 TRIES = 200_000  # tried moves of a window between two looks at it from the host
+BATCH = 512  # windows stepped together on a CPU; more overflow its cache
 JUDGED = 512  # windows whose convergence is judged at once, which takes 66 bytes a value
 
 
@@ -159,7 +160,7 @@ def sample_windows(
     if initial is None:
         initial = random_occupations(key, model, supercell, order_parameters, conditions, numbers)
     initial = checked_occupations(initial, model, W)
-    batch = batch or (512 * devices if jax.default_backend() == "cpu" else W)
+    batch = batch or (BATCH * devices if jax.default_backend() == "cpu" else W)
     run = _Run(model, conditions, precision, min_passes, max_passes, hessian, keep_series, on_progress, W, devices)
     results: list[_Outcome] = []
     for start in range(0, W, batch):

@@ -15,7 +15,7 @@ import pytest
 from haljax.campaign import CampaignExists, CampaignMismatch, read_journal
 from haljax.config import FreeEnergyConfig
 from haljax.free_energy import campaign
-from haljax.free_energy.campaign import FreeEnergy
+from haljax.free_energy.campaign import FreeEnergy, _even_share
 from haljax.free_energy.data import Labels
 from haljax.free_energy.mean_field import biased_labels, mean_field
 from haljax.free_energy.network import ideal
@@ -104,6 +104,13 @@ def whole(folder, coarse_pictures):
     events: list[dict[str, Any]] = []
     result = FreeEnergy(config(folder, "whole"), sampler=Exact(), progress=events.append).run()
     return folder / "whole", result, events
+
+
+@pytest.mark.parametrize(
+    ("windows", "workers", "share"), [(104, 2, 64), (104, 8, 32), (5, 4, 32), (176, 2, 96), (5000, 2, 512)]
+)
+def test_windows_are_shared_out_evenly_on_the_workers(windows, workers, share):
+    assert _even_share(windows, workers) == share
 
 
 def records(directory: Path, kind: str) -> list[dict[str, Any]]:
