@@ -42,7 +42,7 @@ def require_x64() -> None:
     """Raise a RuntimeError unless jax computes in double precision: fits are ill-conditioned."""
     if jax.dtypes.canonicalize_dtype("float64") != jnp.float64:
         raise RuntimeError(
-            "haljax fits in float64, but jax's x64 mode is off: set JAX_ENABLE_X64=1 in the environment, or "
+            "haljax needs float64 here, but jax's x64 mode is off: set JAX_ENABLE_X64=1 in the environment, or "
             'call jax.config.update("jax_enable_x64", True) before the first array is made'
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,14 @@ class Ledger:
     Attributes
     ----------
     labels : what `kept` keeps of each label, by its id.
+    failures : how often, in different runs, each label has failed.
     requests : what each iteration asked for. iterations : the finished ones, oldest first.
     """
 
     def __init__(self, directory: Path, journal: Journal, progress: Callable[[dict[str, Any]], Any]) -> None:
         self.directory, self.journal, self.progress = directory, journal, progress
         self.labels: dict[str, Any] = {}
+        self.failures: Counter[str] = Counter()
         self.requests: dict[int, dict[str, Any]] = {}
         self.iterations: list[dict[str, Any]] = []
         for record in journal.read():
@@ -50,6 +53,8 @@ class Ledger:
     def _remember(self, record: dict[str, Any]) -> None:
         if record["type"] == "label":
             self.labels[record["id"]] = self.kept(record)
+        elif record["type"] == "failed":
+            self.failures[record["id"]] += 1
         elif record["type"] == "request":
             self.requests[record["iteration"]] = record
         elif record["type"] == "iteration":

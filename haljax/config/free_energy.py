@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, Strict, ValidationInfo, field_validator, model_validator
@@ -12,8 +13,11 @@ from haljax.devices import cores
 
 # Keys on which no result depends, or that may be raised to go on: they may differ on resumption.
 MAY_CHANGE_FREE_ENERGY = frozenset(
-    {"directory", "stop", "sampling.workers", "sampling.devices", "sampling.timeout_s", "sampling.max_attempts"}
-)
+    {
+        "directory", "stop", "sampling.workers", "sampling.devices", "sampling.windows_per_job", "sampling.timeout_s",
+        "sampling.max_attempts",
+    }
+)  # fmt: skip
 
 Integers = Annotated[tuple[int, int, int], Strict(False)]
 Matrix = Annotated[tuple[Integers, Integers, Integers], Strict(False)]
@@ -93,6 +97,12 @@ class Sampling(Table):
     max_attempts: Count = 2
     """a job that failed so often is given up"""
 
+    @model_validator(mode="after")
+    def _ascending(self) -> Self:
+        if self.min_passes > self.max_passes:
+            raise ValueError(f"min_passes = {self.min_passes} is more than max_passes = {self.max_passes}")
+        return self
+
 
 class Network(Table):
     """``[network]``: the integrable network."""
@@ -128,6 +138,13 @@ class Training(Table):
     search_trials: Annotated[int, Field(ge=0)] = 0
     """networks that are tried when an iteration brings nothing; 0 for no search"""
 
+    @field_validator("search_trials")
+    @classmethod
+    def _searchable(cls, trials: int) -> int:
+        if trials and find_spec("optuna") is None:
+            raise ValueError("a search needs optuna: pip install '.[search]', or set it to 0")
+        return trials
+
 
 class Criterion(Table):
     """``[criteria.NAME]``: one way to choose points."""
@@ -135,7 +152,7 @@ class Criterion(Table):
     points: Count
     """points of an iteration"""
     function: str | None = None
-    """dotted path of a criterion of your own, or one of haljax's; the table's name where absent"""
+    """module:function of a criterion of your own, or one of haljax's; the table's name where absent"""
     from_iteration: Annotated[int, Field(ge=0)] = 0
     """first iteration in which it chooses"""
     to_iteration: Annotated[int, Field(ge=0)] | None = None
@@ -234,10 +251,14 @@ class FreeEnergyConfig(Config):
 
     @field_validator("criteria")
     @classmethod
-    def _known(cls, criteria: dict[str, Criterion]) -> dict[str, Criterion]:
+    def _known(cls, criteria: dict[str, Criterion], info: ValidationInfo) -> dict[str, Criterion]:
         checked = import_module("haljax.free_energy.criteria").checked
         for name, criterion in criteria.items():
-            checked(criterion.function or name, criterion.options)
+            function = criterion.function or name
+            checked(function, criterion.options)
+            if function in ("setting_wells", "setting_vertices") and "order_parameters" in info.data:
+                if not info.data["order_parameters"].wells:
+                    raise ValueError(f"{name} needs the known ordered states; give them as order_parameters.wells")
         if all(criterion.from_iteration > 0 for criterion in criteria.values()):
             raise ValueError("none of them chooses points in iteration 0, in which there is no model; add billiard")
         return criteria

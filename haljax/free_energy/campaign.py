@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -26,11 +27,11 @@ from haljax.campaign import (
     why_stop,
 )
 from haljax.config import MAY_CHANGE_FREE_ENERGY, FreeEnergyConfig
-from haljax.free_energy.choice import Choice, choose, judged, spread
-from haljax.free_energy.data import Labels, concatenate, empty, labels
+from haljax.free_energy.choice import Choice, NothingToChoose, choose, judged, spread
+from haljax.free_energy.data import Labels, concatenate, empty
 from haljax.free_energy.network import Network, Surface, load
 from haljax.free_energy.problem import Problem, problem
-from haljax.free_energy.sampling import Windows, check_windows, published, unknown
+from haljax.free_energy.sampling import Windows, check_windows, published, stacked, unknown
 from haljax.free_energy.search import search
 from haljax.free_energy.training import History, TrainingSettings, train
 from haljax.lattice import save_expansion
@@ -41,6 +42,9 @@ if TYPE_CHECKING:
     from concurrent.futures import Executor
 
 
+log = logging.getLogger(__name__)
+
+MIN_LABELS = 2  # from which a network can be trained
 TEST_STREAM = 2**31 - 1  # of the random numbers that choose test windows; iterations count from 0
 
 
@@ -65,8 +69,9 @@ class FreeEnergy:
     ----------
     config : path of a TOML file, or the same as a dict; see `haljax.config.free_energy`.
     sampler : in place of Monte Carlo: a picklable function of {"temperature": (W,), "kappa": (W, d), "phi": (W, d),
-        "seed": int} that returns {"windows": W dicts with "label", the fields of `haljax.free_energy.Labels` for one
-        point, None for numbers that are not known, and "converged"}.
+        "seed": int, "ids": (W,) integers, each window's own random stream} that returns {"windows": W dicts with
+        "label", the fields of `haljax.free_energy.Labels` for one point, None for numbers that are not known, and
+        "converged"}.
     executor : any `concurrent.futures.Executor` (or a function that makes one) for the jobs; default: processes.
     resume : go on with what the run directory holds.
     progress : called with a dict at each event.
@@ -116,7 +121,7 @@ class FreeEnergy:
         Raises
         ------
         JournalError : the run directory belongs to another campaign, is in use, or cannot be written.
-        RuntimeError : x64 is off, or no window of an iteration could be sampled.
+        RuntimeError : x64 is off, no window of an iteration could be sampled, or the first iteration taught too little.
         ValueError : the test file does not fit the order parameters, or is at temperatures that are not sampled.
         """
         require_x64()
@@ -136,12 +141,13 @@ class FreeEnergy:
                 validate=check_windows,
             )
 
-        directory, identity = Path(c.directory), c.as_json() | {"hamiltonian": _digest(known)}
+        directory, identity = Path(c.directory), c.as_json() | {"hamiltonian": _digest(known)} | _contents(c)
         with (
             open_campaign(directory, identity, resume=self._resume, may_change=MAY_CHANGE_FREE_ENERGY) as journal,
             clear_disk_errors(directory),
         ):
-            save_expansion(known.expansion, directory / "expansion.json")  # so that the directory explains itself
+            save_expansion(known.expansion, directory / "expansion.tmp")  # so that the directory explains itself
+            (directory / "expansion.tmp").replace(directory / "expansion.json")
             return _Campaign(c, known, directory, journal, oracle, self._progress).run(Limits(**stop))
 
 
@@ -169,7 +175,13 @@ class _Campaign(Ledger):
             self._sample_test(oracle)
             surface = load(self.folder(len(self.iterations) - 1) / "surface.npz") if self.iterations else None
             while (reason := why_stop(limits, self._so_far(time.perf_counter() - started))) is None or surface is None:
-                surface = self._iterate(len(self.iterations), surface, oracle)
+                try:
+                    surface = self._iterate(len(self.iterations), surface, oracle)
+                except NothingToChoose as nothing:
+                    if surface is None:
+                        raise
+                    reason = str(nothing)
+                    break
         return self._conclude(surface, reason)
 
     def _iterate(self, iteration: int, surface: Surface | None, oracle: Oracle) -> Surface:
@@ -179,12 +191,21 @@ class _Campaign(Ledger):
                 self._request(iteration, surface)
         with timed(seconds, "sample"):
             self._sample(self.requests[iteration]["jobs"], iteration, oracle)
-        latest = self._of(iteration)
-        if not len(latest):
+        asked = [id for job in self.requests[iteration]["jobs"].values() for id in job["windows"]]
+        if not any(id in self.labels or id in self.failures for id in asked):
             raise RuntimeError(
-                f"no window of iteration {iteration} could be sampled away from the boundary, so there is nothing to "
-                f"learn from; the last failure: {self.last_failure()}. Mend it and resume."
+                f"no window of iteration {iteration} could be sampled; the last failure: {self.last_failure()}. "
+                "Mend it and resume."
             )
+        latest, known = self._of(iteration), len(self._known())
+        if known < MIN_LABELS:
+            raise RuntimeError(
+                f"of the {len(asked)} windows of iteration {iteration} all but {known} ended at the boundary or "
+                f"without a number, and a network needs {MIN_LABELS}: start anew with more points, a larger supercell "
+                "or a stronger bias phi"
+            )
+        if not len(latest):
+            log.warning("iteration %d taught nothing: all its windows ended at the boundary or failed", iteration)
         with timed(seconds, "train"):
             new, *trained = self._train(iteration, surface, latest)
         self._finish_iteration(iteration, surface, new, trained, seconds)
@@ -219,9 +240,7 @@ class _Campaign(Ledger):
         records = [record for record in records if not self._outside(record)]
         # Windows that did not converge count with the error bars they have.
         found = [record["label"] for record in records if criterion in (None, record["criterion"])]
-        if not found:
-            return empty(self.problem.d)
-        return labels(**{name: np.array([label[name] for label in found], float) for name in found[0]})
+        return stacked(found) if found else empty(self.problem.d)
 
     def _outside(self, record: dict[str, Any]) -> bool:
         """Whether a window ended too near to the boundary for its mu to mean anything; it is then not learned from."""
@@ -247,14 +266,14 @@ class _Campaign(Ledger):
         self.record({"type": "request", "iteration": iteration, "jobs": self._jobs(f"{iteration}", chosen, "train")})
 
     def _jobs(self, prefix: str, chosen: Choice, role: str) -> dict[str, Any]:
-        """Windows in batches, each a job of its own."""
+        """Windows in batches, each a job of its own; on what batches there are no result depends."""
         sampling, jobs = self.config.sampling, {}
         size = sampling.windows_per_job or _even_share(len(chosen.kappa), sampling.workers)
         for k, start in enumerate(range(0, len(chosen.kappa), size)):
             part = slice(start, start + size)
-            jobs[f"{prefix}-{k}"] = {
+            jobs[f"{prefix}.{k}"] = {
                 "role": role,
-                "windows": [f"{prefix}-{k}-{i}" for i in range(len(chosen.kappa[part]))],
+                "windows": [f"{prefix}-{start + i}" for i in range(len(chosen.kappa[part]))],
                 "criterion": list(chosen.criterion[part]),
                 "target": chosen.target[part].tolist(),
                 "temperature": chosen.temperature[part].tolist(),
@@ -294,8 +313,18 @@ class _Campaign(Ledger):
         self.test = concatenate(parts)
 
     def _sample(self, jobs: Mapping[str, dict[str, Any]], iteration: int, oracle: Oracle) -> None:
-        """Sample what is asked for; each job's windows are in the journal before the next is looked at."""
-        waiting = {id: job for id, job in jobs.items() if not all(window in self.labels for window in job["windows"])}
+        """Sample what is asked for; each job's windows are in the journal before the next is looked at.
+
+        Windows that came back without a number are not asked for again: they would once more.
+        """
+        waiting = {}
+        for id, job in jobs.items():
+            left = [i for i, w in enumerate(job["windows"]) if w not in self.labels and w not in self.failures]
+            if left:
+                waiting[id] = job | {
+                    name: [job[name][i] for i in left]
+                    for name in ("windows", "criterion", "target", "temperature", "kappa")
+                }
         total = sum(len(job["windows"]) for job in waiting.values())
         done = unconverged = failed = 0
 
@@ -305,7 +334,7 @@ class _Campaign(Ledger):
 
         def on_result(id: str, outcome: Outcome) -> None:
             nonlocal done, unconverged, failed
-            job = jobs[id]
+            job = waiting[id]
             effort = {"attempts": outcome.attempts, "seconds": outcome.seconds}
             if outcome.result is None:
                 failed += len(job["windows"])
@@ -317,6 +346,7 @@ class _Campaign(Ledger):
                         self.record({"type": "failed", "id": window, "iteration": iteration, "error": why, **effort})
                         continue
                     asked = {"criterion": job["criterion"][i], "target": job["target"][i], "kappa": job["kappa"][i]}
+                    found["label"]["temperature"] = job["temperature"][i]
                     self.record(
                         {"type": "label", "id": window, "iteration": iteration, "role": job["role"], **asked, **found}
                     )
@@ -326,13 +356,15 @@ class _Campaign(Ledger):
 
         if waiting:
             report()
-            oracle.label({id: self._payload(id, job) for id, job in waiting.items()}, on_result)
+            oracle.label({id: self._payload(job) for id, job in waiting.items()}, on_result)
 
-    def _payload(self, id: str, job: Mapping[str, Any]) -> dict[str, Any]:
+    def _payload(self, job: Mapping[str, Any]) -> dict[str, Any]:
         phi = [list(self.config.sampling.phi)] * len(job["windows"])
-        # A seed that depends on the job alone: it gives the same windows whenever and wherever it is sampled.
-        seed = int(np.random.SeedSequence([self.config.seed, *id.encode()]).generate_state(1)[0])
-        return {"temperature": job["temperature"], "kappa": job["kappa"], "phi": phi, "seed": seed}
+        # By a window's name alone, so that it is the same whenever, wherever and beside whatever it is sampled.
+        prefixes, numbers = zip(*(window.rsplit("-", 1) for window in job["windows"]), strict=True)
+        seed = int(np.random.SeedSequence([self.config.seed, *prefixes[0].encode()]).generate_state(1)[0])
+        ids = [int(number) for number in numbers]
+        return {"temperature": job["temperature"], "kappa": job["kappa"], "phi": phi, "seed": seed, "ids": ids}
 
     # ------------------------------------------------------------------------------------------ learn
 
@@ -342,7 +374,7 @@ class _Campaign(Ledger):
         known, key = self._known(), jax.random.fold_in(jax.random.fold_in(self.key, iteration), 1)
         network, settings = self._form()
         trials, searched = self.config.training.search_trials, False
-        if trials and before is not None and self._stalled(mu_rmse(before, latest)):
+        if trials and before is not None and len(latest) and self._stalled(mu_rmse(before, latest)):
             self.progress({"stage": "search", "iteration": iteration})
             found = search(key, network, known, trials=trials, settings=settings)
             network, settings, searched = found.network, found.settings, found.improved
@@ -384,7 +416,7 @@ class _Campaign(Ledger):
             weights = self._weights()
             if self.config.choice.weighting:
                 weights = judged(weights, before, surface, by_criterion)
-            ahead = mu_rmse(before, latest).tolist() if before is not None else None
+            ahead = mu_rmse(before, latest).tolist() if before is not None and len(latest) else None
             surface.save(self.folder(iteration) / "surface.npz")
         record = {
             "type": "iteration",
@@ -414,6 +446,16 @@ def _even_share(windows: int, workers: int) -> int:
 def _digest(known: Problem) -> str:
     """Of the Hamiltonian, so that a campaign is not resumed with another one under the same file name."""
     return hashlib.sha256(repr(known.expansion.terms()).encode()).hexdigest()[:16]
+
+
+def _contents(config: FreeEnergyConfig) -> dict[str, str]:
+    """Of the files that a campaign learns or chooses from, for the same reason."""
+    files = {"pool": config.choice.pool, "test": None if config.test is None else config.test.file}
+    return {
+        f"contents of {name}": hashlib.sha256(Path(path).read_bytes()).hexdigest()[:16]
+        for name, path in files.items()
+        if path is not None
+    }
 
 
 def mu_rmse(surface: Any, known: Labels) -> np.ndarray:

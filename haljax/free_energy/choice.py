@@ -31,6 +31,10 @@ BEYOND = 0.09  # of a sublattice, how far outside its range kappa may ask for it
 SURPLUS = 2  # proposals for each point that novelty lets through
 
 
+class NothingToChoose(RuntimeError):
+    """No criterion proposes a point."""
+
+
 class Choice(NamedTuple):
     """n windows: who chose them (n,), eta they aim at (n, d), K (n,), and the bias's centre kappa (n, d)."""
 
@@ -66,7 +70,7 @@ def choose(
 
     Raises
     ------
-    RuntimeError : the criteria propose nothing at all.
+    NothingToChoose : the criteria propose nothing at all.
     """
     op, temperatures = problem.order_parameters, config.sampling.temperature_K
     active = {
@@ -80,9 +84,13 @@ def choose(
     candidates_key, *keys = jax.random.split(key, 1 + len(active) * len(temperatures))
     candidates = fill(candidates_key, op.polytope, CANDIDATES)
     wells = np.asarray(config.order_parameters.wells).reshape(-1, problem.d)
-    pool = None if config.choice.pool is None else _points(config.choice.pool, problem.d)
     streams = iter(keys)
     reachable, centre = problem.targets(), op.polytope.chebyshev_centre()[0]
+    pool = None
+    if config.choice.pool is not None:
+        pool = _points(config.choice.pool, problem.d)
+        inside = op.polytope.contains(pool, 1e-9)  # moved as targets are, by which it is known what was used
+        pool = np.where(inside[:, None], pull_inside(reachable, centre, pool), pool)
     for name, criterion in active.items():
         for t, kelvin in enumerate(temperatures):
             stream = jax.random.split(next(streams))
@@ -117,8 +125,8 @@ def choose(
             targets.append(eta)
             kelvins.append(np.full(len(eta), kelvin))
     if not names:
-        raise RuntimeError(
-            f"iteration {iteration}: no criterion proposes a point; give points to one that needs no model, such as "
+        raise NothingToChoose(
+            f"no criterion proposes a point in iteration {iteration}; give points to one that needs no model, such as "
             "billiard, or turn off choice.novelty"
         )
     target, temperature = np.concatenate(targets[1:]), np.concatenate(kelvins)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,10 +10,12 @@ import numpy as np
 from haljax.config.free_energy import FreeEnergyConfig, LatticeModel
 from haljax.config.free_energy import OrderParameters as OrderParametersTable
 from haljax.free_energy.network import Network
+from haljax.interop.icet import read_icet
+from haljax.interop.smol import read_smol
 from haljax.lattice.crystal import Lattice
 from haljax.lattice.expansion import ClusterExpansion, check_range, load_expansion
 from haljax.lattice.ideal import fractions
-from haljax.lattice.order import OrderParameters, Wave, order_parameters
+from haljax.lattice.order import OrderParameters, Wave, check_inside, order_parameters
 from haljax.lattice.polytope import Polytope, half_spaces
 from haljax.lattice.supercell import Supercell
 from haljax.lattice.symmetry import invariants
@@ -62,13 +65,11 @@ def problem(config: FreeEnergyConfig) -> Problem:
             "order_parameters: the first one must be the composition, to which phases, voltages and criteria look: "
             "begin with the wave { q = [0, 0, 0] }, or a pattern of ones"
         )
-    for well in config.order_parameters.wells:
-        x = op.S @ np.array(well)
-        if x.min() < -1e-9 or x.max() > 1 + 1e-9:
-            raise ValueError(
-                f"order_parameters.wells: {list(well)} is no order that these parameters can describe alone: "
-                f"sublattices would be filled to {x.min():.3g} to {x.max():.3g}; give eta between full and empty"
-            )
+    if wells := config.order_parameters.wells:
+        try:
+            check_inside(op, np.array(wells))
+        except ValueError as error:
+            raise ValueError(f"order_parameters.wells: {error}") from error
     c = config.network
     several = len(config.sampling.temperature_K) > 1
     if several and c.ideal and not _counted(expansion.lattice, op):
@@ -94,9 +95,12 @@ def _counted(lattice: Lattice, op: OrderParameters) -> bool:
     return all(s in op.sites and len(lattice.species[s]) == 2 for s in lattice.active)
 
 
+_READERS = {".ce": read_icet, ".mson": read_smol}
+
+
 def hamiltonian(table: LatticeModel) -> tuple[ClusterExpansion, Supercell]:
     """The cluster expansion and the simulated cell."""
-    expansion = load_expansion(table.expansion)
+    expansion = _READERS.get(Path(table.expansion).suffix, load_expansion)(table.expansion)
     supercell = Supercell(table.supercell, expansion.lattice.n_sites)
     check_range(expansion, supercell, allow_aliasing=table.allow_aliasing)
     return expansion, supercell

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,9 +23,10 @@ if TYPE_CHECKING:
 class Windows:
     """A callable for the oracle: umbrella windows -> labels.
 
-    The payload has "temperature" (W,) in K, "kappa" and "phi" (W, d) in eV, and "seed". The result's "windows" are W
-    dicts of plain data: "label" has the fields of `haljax.free_energy.Labels` for one point, None where unknown,
-    beside "converged", "passes", "equilibration" and "acceptance".
+    The payload has "temperature" (W,) in K, "kappa" and "phi" (W, d) in eV, "seed", and in "ids" (W,) each window's own
+    random stream. The result's "windows" are W dicts of plain data: "label" has the fields of
+    `haljax.free_energy.Labels` for one point, None where unknown, beside "converged", "passes", "equilibration" and
+    "acceptance".
     """
 
     def __init__(self, lattice: LatticeModel, order_parameters: OrderParameters, sampling: Sampling) -> None:
@@ -61,6 +62,7 @@ class Windows:
                 precision=s.precision if len(s.precision) > 1 else s.precision[0],
                 min_passes=s.min_passes,
                 max_passes=s.max_passes,
+                ids=payload["ids"],
                 aliasing=self._lattice.allow_aliasing,
                 devices=s.devices,
             )
@@ -101,19 +103,43 @@ def label_error(eta_error: Any, hessian: Any, phi: Any) -> np.ndarray:
 
 
 def check_windows(payload: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-    """Refuse a result that is not one window for each that was asked for, with an eta and a mu of d components.
+    """Refuse a result that is not one window for each that was asked for, with what `Labels` has of one point.
 
     Raises
     ------
-    ValueError : windows or components are missing.
+    ValueError : windows, their eta or mu, or "converged" are missing; shapes, errors or temperatures do not fit.
     """
     windows, W = result["windows"], len(payload["kappa"])
     if len(windows) != W:
         raise ValueError(f"{len(windows)} windows came back of {W} that were asked for")
-    for w, (window, kappa) in enumerate(zip(windows, payload["kappa"], strict=True)):
+    for w, (window, kappa, kelvin) in enumerate(zip(windows, payload["kappa"], payload["temperature"], strict=True)):
+        label = window["label"]
         for name in ("eta", "mu"):
-            if np.shape(window["label"][name]) != (len(kappa),):
-                raise ValueError(f"window {w} has {name} = {window['label'][name]}: give {len(kappa)} numbers")
+            if np.shape(label[name]) != (len(kappa),):
+                raise ValueError(f"window {w} has {name} = {label[name]}: give {len(kappa)} numbers")
+        if not isinstance(window.get("converged"), bool):
+            raise ValueError(f"window {w} does not say whether it has converged: give converged = True or False")
+        if label.get("temperature", kelvin) != kelvin:
+            raise ValueError(f"window {w} is at {label['temperature']} K, and was asked for at {kelvin} K")
+        if unknown(label) is None:
+            try:
+                stacked([label | {"temperature": kelvin}])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"window {w}: {error}") from error
+
+
+def stacked(found: Sequence[Mapping[str, Any]]) -> Labels:
+    """Labels of windows, each with the fields of `Labels` for one point; None and what is left out become NaN."""
+    n, d = len(found), len(found[0]["eta"])
+    shapes: dict[str, tuple[int, ...]] = {"energy": (), "energy_error": (), "mu_error": (d,)}
+    shapes |= {"hessian": (d, d), "hessian_error": (d, d)}
+    known = {name: np.full((n, *shape), np.nan) for name, shape in shapes.items()}
+    for row, label in enumerate(found):
+        for name, values in known.items():
+            if label.get(name) is not None:
+                values[row] = np.array(label[name], float)
+    eta, temperature, mu = (np.array([label[name] for label in found], float) for name in ("eta", "temperature", "mu"))
+    return labels(eta, temperature, mu, **known)
 
 
 def unknown(label: Mapping[str, Any]) -> str | None:

@@ -7,7 +7,6 @@ import hashlib
 import io
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -256,10 +255,9 @@ class _Campaign(Ledger):
 
     def _go_on_with(self, oracle: Background) -> None:
         """Ask again for what was on its way when an asynchronous campaign was interrupted."""
-        failures = self._failures()
         for iteration, request in self.requests.items():
             jobs = request["jobs"]
-            given_up = self._given_up(jobs, failures)
+            given_up = self._given_up(jobs)
             if iteration < len(self.iterations):
                 self._label(
                     {id: job for id, job in jobs.items() if id not in self.labels and id not in given_up}, oracle
@@ -291,7 +289,7 @@ class _Campaign(Ledger):
         for number, request in self.requests.items():
             jobs = request["jobs"]
             missing = not any(id in self.labels or id in self.outstanding for id in jobs)
-            if missing and self._given_up(jobs, self._failures()) < set(jobs):
+            if missing and self._given_up(jobs) < set(jobs):
                 if isinstance(oracle, Background):
                     oracle.finish()  # others may be good, and were paid for
                 raise RuntimeError(
@@ -304,15 +302,11 @@ class _Campaign(Ledger):
         self._finish_iteration(iteration, model, seconds, new)
         return model
 
-    def _failures(self) -> Counter[str]:
-        """How often, in different runs, each label has failed."""
-        return Counter(record["id"] for record in self.journal.read() if record["type"] == "failed")
-
-    def _given_up(self, asked: Iterable[str], failures: Counter[str]) -> set[str]:
+    def _given_up(self, asked: Iterable[str]) -> set[str]:
         """Of labels asked for together, those that are not worth another try: that failed where others did not, or in
         two runs, between which the reference could be mended."""
         asked = set(asked)
-        return {id for id in asked if failures[id] > (0 if asked & set(self.labels) else 1)}
+        return {id for id in asked if self.failures[id] > (0 if asked & set(self.labels) else 1)}
 
     def _unlearned(self) -> list[str]:
         """Training labels that no fit has seen, in the order they were asked for, whatever order they came in."""
@@ -438,7 +432,7 @@ class _Campaign(Ledger):
             jobs[f"start-{i}"] = ("train", "start", atoms)
         for i, atoms in enumerate(self.given_test):
             jobs[f"test-{i}"] = ("test", "test", atoms)
-        failures = self._failures() if self.labels.keys() & self._start_ids() else {}  # else the reference was broken
+        failures = self.failures if self.labels.keys() & self._start_ids() else {}  # else the reference was broken
         unknown = {}
         for id, (role, source, atoms) in jobs.items():
             if id in self.labels or (id in failures and role != "isolated"):  # without which there is no fit

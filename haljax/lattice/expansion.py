@@ -226,7 +226,7 @@ def load_expansion(path: str | os.PathLike[str]) -> ClusterExpansion:
     """
     try:
         content = json.loads(Path(path).read_text())
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise ValueError(f'{path} is not a cluster expansion: "format" must be "{FORMAT}"')

@@ -15,6 +15,7 @@ from haljax.lattice.monte_carlo import (
     Potential,
     Record,
     State,
+    bias,
     metropolis,
     passes,
     potential,
@@ -115,6 +116,5 @@ def temper(
 
 def _reduced(pot: Potential, state: State, condition: jax.Array, place: jax.Array) -> jax.Array:
     """(P,) potential over kT of the states at ``place`` under ``condition``, but for a constant of the condition."""
-    c = state.counters[:, place].astype(pot.slope.dtype)
-    bias = jnp.sum(c * (pot.intercept[:, condition] + 0.5 * pot.slope[:, condition] * c), axis=0)
-    return pot.beta[condition] * (state.energy[place] + bias)
+    own = pot._replace(intercept=pot.intercept[:, condition], slope=pot.slope[:, condition])
+    return pot.beta[condition] * (state.energy[place] + bias(own, state.counters[:, place]))

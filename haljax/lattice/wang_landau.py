@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from haljax.bayes import require_x64
 from haljax.lattice.local_energy import WINDOWS
 from haljax.lattice.monte_carlo import (
     CHUNK,
@@ -91,9 +92,12 @@ def wang_landau(
 
     Raises
     ------
+    RuntimeError
+        x64 is off: counts of tries and small increments of log_g would be lost.
     ValueError
         The model makes exchanges, edges do not ascend in equal steps, the initial states lie outside of them.
     """
+    require_x64()
     edges = np.asarray(edges, float)
     if model.moves != "flip":
         raise ValueError("Wang-Landau sampling flips sites; the model makes exchanges. Build it with moves='flip'.")

@@ -27,7 +27,7 @@ CONFIDENCE = 1.96  # standard errors in half a 95 % interval
 SAMPLES = 25  # independent samples below which an error bar cannot be trusted
 TRIES = 200_000  # tried moves of a window between two looks at it from the host
 BATCH = 512  # windows stepped together on a CPU; more overflow its cache
-JUDGED = 512  # windows whose convergence is judged at once, which takes 66 bytes a value
+JUDGED = 4_000_000  # values of series whose convergence is judged at once, at 66 bytes each
 
 
 class Series(NamedTuple):
@@ -349,8 +349,9 @@ class _Run:
                 energy[w] = np.concatenate([energy[w], new_energy[:, i]])
             occupation = np.asarray(_occupations(self.model, state, self.devices))
             accepted = np.asarray(state.accepted)
-            for first in range(0, len(open_), JUDGED):
-                judged = open_[first : first + JUDGED]
+            share = max(1, JUDGED // (passes * (self.precision.size + 1)))
+            for first in range(0, len(open_), share):
+                judged = open_[first : first + share]
                 eta = np.stack([counters[inside[i]] for i in judged], axis=2) / self.model.n_counted
                 e = np.stack([energy[inside[i]] for i in judged], axis=1) / self.model.n_cells
                 observed = np.concatenate([eta, e[:, None]], axis=1)  # (n, d + 1, judged)

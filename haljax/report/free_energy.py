@@ -38,7 +38,7 @@ GRID = 121  # compositions of the curves
 
 def contents(directory: Path, of: Mapping[str, Records], last: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
     """Template and what to fill it with, from the journal's records by type and the stop that counts, if any."""
-    iterations, windows = of.get("iteration", []), of.get("label", [])
+    iterations, windows = of.get("iteration", []), list({w["id"]: w for w in of.get("label", [])}.values())
     config = of["start"][0]["config"]
     mu = np.array([w["label"]["mu"] for w in windows if w["role"] == "test"])
     return "free_energy.html.j2", {
@@ -95,6 +95,7 @@ def _surface_sections(
     from haljax.free_energy.network import load
     from haljax.free_energy.problem import order_parameters_of
     from haljax.lattice import load_expansion
+    from haljax.lattice.fit import VACANCIES
 
     surface, pictures = load(surface_path), directory / "pictures"
     parity = section(
@@ -111,6 +112,10 @@ def _surface_sections(
     except (OSError, ValueError) as error:
         return [parity, Section("Free energy", "", None, [f"The phases could not be drawn: {error}"])]
     wells, temperatures = config["order_parameters"]["wells"], config["sampling"]["temperature_K"]
+    # A voltage takes something that comes and goes; where atoms exchange, the chemical potential says the same.
+    mobile = any(name in VACANCIES for name in lattice.species[known.sites[0]])
+    vacancies = (config["order_parameters"]["species"] in VACANCIES) if mobile else None
+    slope = "voltage" if mobile else "chemical potential"
     sections = [parity]
     for temperature in temperatures:
         at = f" at {temperature:g} K"
@@ -118,11 +123,11 @@ def _surface_sections(
             section(
                 pictures,
                 f"phases_{temperature:g}",
-                f"Free energy and voltage{at}",
+                f"Free energy and {slope}{at}",
                 "Top: the free energy per cell above the line between its ends, with the most stable order at each "
                 "composition, without order, and its convex hull; the band is the spread of the ensemble. Bottom: the "
-                "voltage that follows, up to a constant, flat where two phases coexist.",
-                partial(_phases, surface, known, temperature, wells),
+                f"{slope} that follows, up to a constant, flat where two phases coexist.",
+                partial(_phases, surface, known, temperature, wells, vacancies),
             )
         )
     if len(temperatures) > 2:
@@ -214,7 +219,7 @@ def _parity(surface: Surface, windows: Records) -> Figure:
     return figure
 
 
-def _phases(surface: Surface, known: OrderParameters, temperature: float, wells: Any) -> Figure:
+def _phases(surface: Surface, known: OrderParameters, temperature: float, wells: Any, vacancies: bool | None) -> Figure:
     import jax
 
     from haljax.free_energy.phases import coexistence, members_of, relaxed, seeds, voltage
@@ -251,8 +256,11 @@ def _phases(surface: Surface, known: OrderParameters, temperature: float, wells:
         top.plot([], [], "o-", color=VERMILLION, markersize=4, label="coexisting phases")
     top.legend(fontsize=8, frameon=False)
 
-    tidy(bottom, "composition eta_0", "voltage (V, up to a constant)")
-    found = voltage(surface, domain, temperature, x, directions, group=known.group, sites=len(known.sites))
+    tidy(bottom, "composition eta_0", "mu_0 (eV per site)" if vacancies is None else "voltage (V, up to a constant)")
+    of_vacancies = vacancies is not False  # then the voltage is mu_0 by its numbers
+    found = voltage(
+        surface, domain, temperature, x, directions, group=known.group, sites=len(known.sites), vacancies=of_vacancies
+    )
     error = np.nan_to_num(found.error)
     bottom.fill_between(x, found.voltage - error, found.voltage + error, color=GREEN, alpha=0.25, linewidth=0)
     bottom.plot(x, found.voltage, color=GREEN)

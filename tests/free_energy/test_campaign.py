@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import tomllib
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,19 +15,23 @@ import numpy as np
 import pytest
 
 from haljax.campaign import CampaignExists, CampaignMismatch, read_journal
-from haljax.config import FreeEnergyConfig
-from haljax.free_energy import campaign
+from haljax.config import ConfigError, FreeEnergyConfig
+from haljax.config.free_energy import LatticeModel
+from haljax.free_energy import campaign, phases, voltage
 from haljax.free_energy.campaign import FreeEnergy, _even_share
 from haljax.free_energy.data import Labels
 from haljax.free_energy.mean_field import biased_labels, mean_field
 from haljax.free_energy.network import ideal
-from haljax.free_energy.problem import problem
+from haljax.free_energy.problem import hamiltonian, problem
 from haljax.free_energy.sampling import check_windows, label_error, plain, published
 from haljax.free_energy.search import SearchResult
 from haljax.lattice.clusters import orbits
 from haljax.lattice.crystal import lattice
 from haljax.lattice.expansion import ClusterExpansion, save_expansion
 from haljax.lattice.units import KB
+from haljax.report.free_energy import _surface_sections
+
+from ..interop.test_smol import ENTRY
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SQUARE = lattice(np.diag([1.0, 1.0, 3.0]), [[0, 0, 0]], [["A", "B"]])
@@ -133,6 +139,24 @@ def test_a_campaign_learns_and_leaves_what_it_did(whole):
     assert stages >= {"choose", "sample", "train", "iteration", "report", "stop"}
 
 
+@pytest.mark.parametrize(
+    ("other", "counted", "title", "sign"),
+    [("A", "B", "chemical potential", 1), ("Li", "Va", "voltage", 1), ("Va", "Li", "voltage", -1)],
+)
+def test_a_voltage_is_drawn_of_what_comes_and_goes(whole, tmp_path, monkeypatch, other, counted, title, sign):
+    directory, result, _ = whole
+    text = (directory / "expansion.json").read_text()
+    (tmp_path / "expansion.json").write_text(text.replace('"A"', f'"{other}"').replace('"B"', f'"{counted}"'))
+    given = records(directory, "start")[0]["config"]
+    given["order_parameters"] = given["order_parameters"] | {"species": counted}
+    drawn = []
+    monkeypatch.setattr(phases, "voltage", lambda *a, real=voltage, **k: drawn.append(real(*a, **k)) or drawn[-1])
+    sections = _surface_sections(tmp_path, given, directory / "surface.npz", records(directory, "label"))
+    assert sections[1].title == f"Free energy and {title} at 300 K"
+    # mu_0 falls to minus infinity where the counted species runs out, by the ideal term
+    assert np.argmin(sign * drawn[0].voltage) == 0 and np.argmax(sign * drawn[0].voltage) == len(drawn[0].voltage) - 1
+
+
 @pytest.mark.parametrize(("stage", "iteration"), [("sample", 0), pytest.param("train", 1, marks=pytest.mark.slow)])
 def test_an_interrupted_campaign_resumes_to_the_same_result(whole, folder, no_report, stage, iteration):
     directory, _, _ = whole
@@ -236,16 +260,97 @@ def test_windows_without_numbers_are_failures_alone(folder, no_report):
     failed, sampled = records(folder / "without-numbers", "failed"), records(folder / "without-numbers", "label")
     assert failed and all("mu = [None, 0.0]: an order parameter never changed" in r["error"] for r in failed)
     assert not {r["id"] for r in failed} & {r["id"] for r in sampled}
+    FreeEnergy(given, sampler=WithoutNumbers(), resume=True).run(max_labels=10)
+    assert records(folder / "without-numbers", "failed") == failed  # they would be the same
+    assert records(folder / "without-numbers", "label") == sampled
 
 
-def test_every_window_must_come_back():
-    payload = {"kappa": [[0.3, 0.1], [0.5, 0.2]]}
-    window = {"label": {"eta": [0.3, 0.1], "mu": [0.0, 0.0]}}
-    check_windows(payload, {"windows": [window, window]})
+def test_what_a_window_must_bring():
+    payload = {"kappa": [[0.3, 0.1], [0.5, 0.2]], "temperature": [300.0, 300.0]}
+    window = {"label": {"eta": [0.3, 0.1], "mu": [0.0, 0.0]}, "converged": True}
+
+    def check(**changes: Any) -> None:
+        check_windows(payload, {"windows": [window, window | {"label": window["label"] | changes}]})
+
+    check()
+    check(temperature=300.0, mu_error=None, hessian=None, energy=None)
+    check(mu_error=[None, 0.1])
     with pytest.raises(ValueError, match="1 windows came back of 2 that were asked for"):
         check_windows(payload, {"windows": [window]})
     with pytest.raises(ValueError, match=r"window 1 has eta = \[0.3\]: give 2 numbers"):
-        check_windows(payload, {"windows": [window, {"label": {"eta": [0.3], "mu": [0.0, 0.0]}}]})
+        check(eta=[0.3])
+    with pytest.raises(ValueError, match="window 1: .*could not.*broadcast"):
+        check(hessian=[0.1, 0.2, 0.3])
+    with pytest.raises(ValueError, match="window 1: mu_error has negative entries"):
+        check(mu_error=[-0.1, 0.1])
+    with pytest.raises(ValueError, match="window 1 is at 350.0 K, and was asked for at 300.0 K"):
+        check(temperature=350.0)
+    with pytest.raises(ValueError, match="window 0 does not say whether it has converged"):
+        check_windows(payload, {"windows": [{"label": window["label"]}, window]})
+
+
+class Sparse:
+    """A sampler that knows eta and mu alone, each window by its own random stream; near the wall from some call on."""
+
+    def __init__(self, good_calls: int = 1000) -> None:
+        self.calls, self.good_calls = 0, good_calls
+
+    def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
+        self.calls += 1
+        windows = []
+        for id, kappa in zip(payload["ids"], payload["kappa"], strict=True):
+            eta = np.array(kappa) + 1e-3 * np.random.default_rng([payload["seed"], id]).standard_normal(2)
+            eta = eta if self.calls <= self.good_calls else np.array([0.001, 0.0])
+            label = {"eta": eta.tolist(), "mu": (W * eta * [2, -2]).tolist(), "mu_error": None}
+            windows.append({"label": label, "converged": True})
+        return {"windows": windows}
+
+
+def _alone(folder: Path, name: str, **changes: Any) -> dict[str, Any]:
+    return config(folder, name, training={"epochs": 2}, test=None, **changes)
+
+
+def test_how_windows_are_dealt_to_jobs_and_workers_changes_nothing(folder, no_report):
+    found = []
+    for name, dealt in (("by-five", {"windows_per_job": 5}), ("by-worker", {"workers": 3})):
+        given = _alone(folder, name)
+        given["sampling"] = {"temperature_K": [300], "phi": [1.0, 0.5], "workers": 1} | dealt
+        FreeEnergy(given, sampler=Sparse()).run(max_labels=14)
+        found.append({r["id"]: r["label"] for r in records(folder / name, "label")})
+    assert len(found[0]) == 14 and found[0] == found[1]
+    given["sampling"]["windows_per_job"] = 7
+    FreeEnergy(given, sampler=Sparse(), resume=True).run(max_labels=20)
+
+
+def test_an_iteration_that_teaches_nothing_is_passed(folder, no_report, caplog):
+    with ThreadPoolExecutor(1) as here:
+        given = _alone(folder, "at-the-wall")
+        given["sampling"] = given["sampling"] | {"windows_per_job": 100}
+        result = FreeEnergy(given, sampler=Sparse(good_calls=1), executor=here).run(max_iterations=2)
+        assert "2 iterations done" in result.reason and "iteration 1 taught nothing" in caplog.text
+        assert [r["outside"] for r in records(folder / "at-the-wall", "iteration")] == [0, 14, 14]
+        with pytest.raises(RuntimeError, match="all but 0 ended at the boundary.*start anew with more points"):
+            FreeEnergy(_alone(folder, "never-away"), sampler=Sparse(good_calls=0), executor=here).run()
+
+
+def test_it_ends_where_no_criterion_has_anything_left(folder):
+    given = _alone(folder, "nothing-left", criteria={"billiard": {"points": 6, "to_iteration": 0}})
+    result = FreeEnergy(given, sampler=Sparse()).run(max_iterations=3)
+    assert "no criterion proposes a point in iteration 1" in result.reason
+    assert (folder / "nothing-left" / "surface.npz").exists() and (folder / "nothing-left" / "report.html").exists()
+
+
+@pytest.mark.parametrize("novelty", [False, True])
+def test_a_pool_is_used_up_with_its_points_at_the_boundary(folder, no_report, novelty):
+    points = [[0.0, 0.0], [0.5, 0.5], [0.3, 0.1], [0.6, 0.2], [0.25, 0.25], [0.5, -0.3]]  # three at the boundary
+    np.savetxt(folder / "walls.txt", points)
+    given = _alone(folder, f"walls-{novelty}", choice={"pool": str(folder / "walls.txt"), "novelty": novelty})
+    given["criteria"] = {"pool": {"points": 2}}
+    result = FreeEnergy(given, sampler=Sparse()).run(max_iterations=9)
+    assert "no criterion proposes a point" in result.reason
+    targets = np.array([r["target"] for r in records(folder / f"walls-{novelty}", "label")])
+    assert len(targets) == len(np.unique(targets.round(9), axis=0))
+    assert len(targets) == 6 or novelty
 
 
 def test_test_rows_at_another_temperature_are_refused_before_anything_is_sampled(folder):
@@ -271,8 +376,26 @@ def test_a_supercell_that_does_not_fit_is_refused_before_anything_runs(folder):
 def test_a_well_outside_the_domain_is_refused_before_anything_runs(folder):
     wrong = config(folder, "wrong-well")
     wrong["order_parameters"] = wrong["order_parameters"] | {"wells": [[0.5, 0.75]]}
-    with pytest.raises(ValueError, match=r"\[0.5, 0.75\] is no order that these parameters .* filled to -0.25 to 1.25"):
+    with pytest.raises(ValueError, match=r"order_parameters.wells: .*\[0.5, 0.75\].*outside the admissible polytope"):
         FreeEnergy(wrong).plan()
+
+
+def test_passes_and_wells_are_checked_before_anything_runs(folder):
+    given = config(folder, "checked")
+    with pytest.raises(ConfigError, match="min_passes = 500 is more than max_passes = 300"):
+        FreeEnergy(given | {"sampling": given["sampling"] | {"max_passes": 300}})
+    with pytest.raises(ConfigError, match="setting_wells needs the known ordered states"):
+        FreeEnergy(given | {"order_parameters": given["order_parameters"] | {"wells": []}})
+
+
+def test_an_expansion_is_read_by_what_wrote_it(folder):
+    cell = [[4, 0, 0], [0, 4, 0], [0, 0, 4]]
+    (folder / "smol.mson").write_text(json.dumps({"ClusterExpansion": ENTRY}))
+    expansion, _ = hamiltonian(LatticeModel.model_validate({"expansion": folder / "smol.mson", "supercell": cell}))
+    assert expansion.lattice.species == (("Li+", "Mn3+", "Va"), ("O2-",))
+    (folder / "binary.json").write_bytes(b"\x1f\x8b\x08")
+    with pytest.raises(ValueError, match="binary.json is not JSON"):
+        hamiltonian(LatticeModel.model_validate({"expansion": folder / "binary.json", "supercell": cell}))
 
 
 def test_the_composition_comes_first(folder):
@@ -304,6 +427,7 @@ def test_both_sites_of_a_cell_mix(folder):
     given = config(folder, "hcp") | {
         "lattice": {"expansion": str(folder / "hcp.json"), "supercell": [[4, 0, 0], [0, 4, 0], [0, 0, 4]]},
         "order_parameters": {"species": "B", "cell": np.eye(3, dtype=int).tolist(), "patterns": [[1, 1], [1, -1]]},
+        "criteria": {"billiard": {"points": 1}},
     }
     known = problem(FreeEnergyConfig.load(given))
     x = 0.1

@@ -73,3 +73,9 @@ def test_unfinished_is_said(caplog):
 def test_bad_input(edges, moves, message):
     with pytest.raises(ValueError, match=message):
         wang_landau(jax.random.key(0), mc.model(ising(J), CELL, moves=moves), edges)
+
+
+def test_x64_is_needed():
+    """In float32 a count of tries ends at 2^24, and log_g takes no small increments."""
+    with jax.enable_x64(False), pytest.raises(RuntimeError, match="needs float64.*JAX_ENABLE_X64=1"):
+        wang_landau(jax.random.key(0), mc.model(ising(J), CELL), EDGES)

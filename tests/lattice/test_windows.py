@@ -146,7 +146,7 @@ def test_windows_stop_on_their_own_and_repeat_alone(monkeypatch):
             if name != "series":
                 np.testing.assert_array_equal(values_, getattr(result, name)[chosen], err_msg=name)
         np.testing.assert_array_equal(alone.series[0].energy, result.series[chosen[0]].energy)
-    monkeypatch.setattr(windows_module, "JUDGED", 7)  # how many are judged at once changes nothing
+    monkeypatch.setattr(windows_module, "JUDGED", 5000)  # how many are judged at once changes nothing
     batched = sample(2, ising(0.01), SMALL, counters, given, batch=40, **how)
     np.testing.assert_array_equal(batched.eta, result.eta)
     np.testing.assert_array_equal(batched.eta_error, result.eta_error)
