@@ -157,7 +157,7 @@ def stepped(n: int, hamiltonian, atoms: list | None = None, timestep: float = 1.
     from haljax.hal.acquisition import _width
     from haljax.potentials import parameters_of
 
-    params, batch = parameters_of(known()[0]), _width(n, 32, devices=1, n_cores=1)
+    params, batch = parameters_of(known()[0]), _width(n, n, 32, devices=1, n_cores=1)
     elements, atoms = ("Al", "Cu") if atoms is None else ("Ar",), atoms or labelled(1, 2) * n
     run = steps(hamiltonian, params, elements, atoms[:batch], 1.0, timestep=timestep)
     median, _ = median_seconds(lambda: [run() for _ in range(n // batch)])
