@@ -8,6 +8,7 @@ than the cutoff, so they contribute nothing and have no gradient.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -142,9 +143,11 @@ def energy_and_features(
     basis: ACEBasis, coefficients: jax.Array, d: jax.Array, z_i: jax.Array, z_j: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """Repulsive core and ``coefficients`` (M,) . D in eV, and D (M,), of so few atoms that they need no blocks."""
-    # Else XLA forms the vectors anew in each of the many loops that begin with one: twice the time.
-    d = jax.lax.optimization_barrier(d)
-    features = _descriptor(basis, d, z_i, z_j)
+    # Else XLA forms vectors, distances and radial functions, and slopes by them, anew in each of the many loops that
+    # begin with one: twice the time.
+    held = jax.lax.optimization_barrier
+    d = held(d)
+    features = _descriptor(basis, d, z_i, z_j, held)
     return jnp.dot(coefficients, features, precision=_HIGHEST) + core_energy(basis, d, z_i, z_j), features
 
 
@@ -164,16 +167,22 @@ def in_blocks(arrays: tuple[jax.Array, ...], fills: tuple[Any, ...], whole: int 
     return tuple(map(split, arrays, fills))
 
 
-def _descriptor(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
-    """As `descriptor`, of one block."""
+def _descriptor(
+    basis: ACEBasis,
+    d: jax.Array,
+    z_i: jax.Array,
+    z_j: jax.Array,
+    held: Callable[[jax.Array], jax.Array] = lambda values: values,
+) -> jax.Array:
+    """As `descriptor`, of one block; what is used more than once as ``held``."""
     tables, dtype = basis.tables, d.dtype
-    r = _distance(d)
+    r = held(_distance(d))
     centre, neighbour = _by_species(z_i, basis.n_species, dtype), _by_species(z_j, basis.n_species, dtype)
     pair = _pair_sums(basis, pair_functions(basis, r, z_i, z_j), centre, neighbour)
     if not tables.levels:
         return pair
-    radial = radial_functions(basis, r, z_i, z_j)
-    a = density(basis, radial, real_harmonics(d / r[..., None], tables.l_max), neighbour)
+    radial, unit = held(radial_functions(basis, r, z_i, z_j)), held(d / r[..., None])
+    a = density(basis, radial, real_harmonics(unit, tables.l_max), neighbour)
     sums = jnp.concatenate([jnp.matmul(level, centre, precision=_HIGHEST) for level in monomials(basis, a)])
     return jnp.concatenate([pair, couple(basis, sums).T.reshape(-1)])
 
