@@ -64,12 +64,13 @@ class Moody(EMT):
 
 
 class Waiting(Moody):
-    """Does not answer while there is a certain file."""
+    """Does not answer while there is a certain file; leaves another when it has."""
 
     def calculate(self, *args, **kwargs):
         while os.path.exists(self.unless):
             time.sleep(0.05)
         super().calculate(*args, **kwargs)
+        open(f"{self.unless}-answered", "a").close()
 
 
 class Shapeless(EMT):

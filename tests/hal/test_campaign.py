@@ -216,8 +216,13 @@ def test_structures_are_chosen_as_if_what_is_on_its_way_or_has_just_come_were_kn
 
     def wait_for_labels(event):
         watch(event)
-        if event["stage"] == "dynamics" and event["iteration"] == 2 and len(records(tmp_path, "label")) < 6:
-            time.sleep(0.3)  # each time there is something to tell
+        if event["stage"] == "dynamics" and event["iteration"] == 1:
+            (tmp_path / "busy-answered").unlink(missing_ok=True)  # the starts' labels left it
+        elif event["stage"] == "dynamics" and not any(r["id"] == "1-0" for r in records(tmp_path, "label")):
+            deadline = time.monotonic() + 60
+            while not (tmp_path / "busy-answered").exists() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            time.sleep(0.5)  # on its way from the worker; it is taken when there is something to tell the next time
 
     monkeypatch.setattr("haljax.hal.campaign.select", remember)
     hx.HAL(setup, progress=wait_for_labels).run()
