@@ -11,7 +11,7 @@ from ase import Atoms
 from ase.build import bulk
 
 import haljax as hx
-from haljax import bayes
+from haljax import bayes, training
 from haljax.ace.core import switched_zbl
 from haljax.structures import with_labels
 from haljax.training import SMOOTHNESS, _blocks, _update, descriptors, design_rows, examples
@@ -592,3 +592,12 @@ def test_extreme_labels_are_reported(basis, tiny_data):
     huge = with_labels(tiny_data[0], 1e300)
     with pytest.raises(ValueError, match="the fit is not finite: look for extreme labels"):
         hx.fit(basis, [huge, *tiny_data], e0=E0)
+
+
+def test_a_fit_that_was_cut_off_says_so(tiny_data, monkeypatch, caplog):
+    basis = hx.ace_basis(("Al", "Cu"), cutoff=4.5, order=2, max_degree=5)
+    hx.fit(basis, tiny_data, solver="ard")
+    assert not caplog.records
+    monkeypatch.setitem(training._SOLVERS, "ard", lambda *arguments: bayes.ard(*arguments, max_iterations=2))
+    hx.fit(basis, tiny_data, solver="ard")
+    assert "the evidence still grew after 2 steps of ard" in caplog.text

@@ -119,7 +119,7 @@ def check_windows(payload: Mapping[str, Any], result: Mapping[str, Any]) -> None
                 raise ValueError(f"window {w} has {name} = {label[name]}: give {len(kappa)} numbers")
         if not isinstance(window.get("converged"), bool):
             raise ValueError(f"window {w} does not say whether it has converged: give converged = True or False")
-        if label.get("temperature", kelvin) != kelvin:
+        if label.get("temperature") not in (None, kelvin):
             raise ValueError(f"window {w} is at {label['temperature']} K, and was asked for at {kelvin} K")
         if unknown(label) is None:
             try:

@@ -274,6 +274,7 @@ def test_what_a_window_must_bring():
 
     check()
     check(temperature=300.0, mu_error=None, hessian=None, energy=None)
+    check(temperature=None)
     check(mu_error=[None, 0.1])
     with pytest.raises(ValueError, match="1 windows came back of 2 that were asked for"):
         check_windows(payload, {"windows": [window]})
@@ -376,16 +377,20 @@ def test_a_supercell_that_does_not_fit_is_refused_before_anything_runs(folder):
 def test_a_well_outside_the_domain_is_refused_before_anything_runs(folder):
     wrong = config(folder, "wrong-well")
     wrong["order_parameters"] = wrong["order_parameters"] | {"wells": [[0.5, 0.75]]}
-    with pytest.raises(ValueError, match=r"order_parameters.wells: .*\[0.5, 0.75\].*outside the admissible polytope"):
+    message = r"order_parameters.wells: .*\[0.5, 0.75\] .*outside .*sublattice [01] would hold a fraction (1|-0).25 of"
+    with pytest.raises(ValueError, match=message):
         FreeEnergy(wrong).plan()
 
 
-def test_passes_and_wells_are_checked_before_anything_runs(folder):
+def test_passes_wells_and_the_search_are_checked_before_anything_runs(folder, monkeypatch):
     given = config(folder, "checked")
     with pytest.raises(ConfigError, match="min_passes = 500 is more than max_passes = 300"):
         FreeEnergy(given | {"sampling": given["sampling"] | {"max_passes": 300}})
     with pytest.raises(ConfigError, match="setting_wells needs the known ordered states"):
         FreeEnergy(given | {"order_parameters": given["order_parameters"] | {"wells": []}})
+    monkeypatch.setattr("haljax.config.free_energy.find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match=r"needs optuna: pip install '.\[search\]'"):
+        FreeEnergy(given | {"training": {"search_trials": 4}})
 
 
 def test_an_expansion_is_read_by_what_wrote_it(folder):

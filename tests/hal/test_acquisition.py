@@ -11,7 +11,7 @@ from ase.units import kB
 from haljax.bayes import committee
 from haljax.config import Dynamics
 from haljax.hal import trajectory
-from haljax.hal.acquisition import explore, room_for
+from haljax.hal.acquisition import _width, explore, room_for
 from haljax.hal.controller import criterion, relative_force_error
 from haljax.potentials import evaluate_system, parameters_of
 from haljax.structures import from_atoms, neighbour_list
@@ -60,8 +60,14 @@ def test_candidates_are_float64_and_what_was_seen_is_near_float64(single, small_
         np.testing.assert_allclose(single.seen.criterion[-1, i], error, rtol=1e-3)
 
 
+def test_a_gpu_steps_no_more_replicas_of_a_size_than_there_are(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    widths = [_width(256, alike, size=32, devices=1, n_cores=16) for alike in (3, 30, 250, 256)]
+    assert widths == [4, 32, 256, 256]
+
+
 def test_no_product_in_float32_is_left_to_a_gpu_to_make_in_fewer_digits(go, monkeypatch):
-    """An H100 multiplies float32 as TF32 unless told not to: energies of moves were wrong by kT at room temperature."""
+    """An H100 may multiply float32 as TF32 unless told not to; with 10 bits energies of moves would be off by kT."""
     programs, block = [], trajectory._block
 
     def traced(*arguments):
