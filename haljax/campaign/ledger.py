@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,12 @@ class Ledger:
     def last_failure(self) -> str:
         failures = [record["error"] for record in self.journal.read() if record["type"] == "failed"]
         return failures[-1] if failures else "none was recorded"
+
+    def given_up(self, asked: Iterable[str]) -> set[str]:
+        """Of labels asked for together, those that are not worth another try: that failed where others did not, or in
+        two runs, between which what labels could be mended."""
+        asked = set(asked)
+        return {id for id in asked if self.failures[id] > (0 if asked & set(self.labels) else 1)}
 
     def _remember(self, record: dict[str, Any]) -> None:
         if record["type"] == "label":

@@ -192,10 +192,10 @@ class _Campaign(Ledger):
         with timed(seconds, "sample"):
             self._sample(self.requests[iteration]["jobs"], iteration, oracle)
         asked = [id for job in self.requests[iteration]["jobs"].values() for id in job["windows"]]
-        if not any(id in self.labels or id in self.failures for id in asked):
+        if not self.labels.keys() & set(asked) and self.given_up(asked) < set(asked):
             raise RuntimeError(
                 f"no window of iteration {iteration} could be sampled; the last failure: {self.last_failure()}. "
-                "Mend it and resume."
+                "Mend it and resume; windows that come back without a number once more are left out."
             )
         latest, known = self._of(iteration), len(self._known())
         if known < MIN_LABELS:
@@ -315,11 +315,11 @@ class _Campaign(Ledger):
     def _sample(self, jobs: Mapping[str, dict[str, Any]], iteration: int, oracle: Oracle) -> None:
         """Sample what is asked for; each job's windows are in the journal before the next is looked at.
 
-        Windows that came back without a number are not asked for again: they would once more.
+        Windows that came back without a number where others did not are not asked for again.
         """
-        waiting = {}
+        waiting, known = {}, self.labels.keys() | self.given_up(w for job in jobs.values() for w in job["windows"])
         for id, job in jobs.items():
-            left = [i for i, w in enumerate(job["windows"]) if w not in self.labels and w not in self.failures]
+            left = [i for i, window in enumerate(job["windows"]) if window not in known]
             if left:
                 waiting[id] = job | {
                     name: [job[name][i] for i in left]

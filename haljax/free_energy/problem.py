@@ -69,7 +69,7 @@ def problem(config: FreeEnergyConfig) -> Problem:
         try:
             check_inside(op, np.array(wells))
         except ValueError as error:
-            raise ValueError(f"order_parameters.wells: {error}") from error
+            raise ValueError(f"order_parameters.wells: {error}; give eta between full and empty") from error
     c = config.network
     several = len(config.sampling.temperature_K) > 1
     if several and c.ideal and not _counted(expansion.lattice, op):

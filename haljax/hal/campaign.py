@@ -7,7 +7,7 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -257,7 +257,7 @@ class _Campaign(Ledger):
         """Ask again for what was on its way when an asynchronous campaign was interrupted."""
         for iteration, request in self.requests.items():
             jobs = request["jobs"]
-            given_up = self._given_up(jobs)
+            given_up = self.given_up(jobs)
             if iteration < len(self.iterations):
                 self._label(
                     {id: job for id, job in jobs.items() if id not in self.labels and id not in given_up}, oracle
@@ -289,7 +289,7 @@ class _Campaign(Ledger):
         for number, request in self.requests.items():
             jobs = request["jobs"]
             missing = not any(id in self.labels or id in self.outstanding for id in jobs)
-            if missing and self._given_up(jobs) < set(jobs):
+            if missing and self.given_up(jobs) < set(jobs):
                 if isinstance(oracle, Background):
                     oracle.finish()  # others may be good, and were paid for
                 raise RuntimeError(
@@ -301,12 +301,6 @@ class _Campaign(Ledger):
             model = self._learn(model, new)
         self._finish_iteration(iteration, model, seconds, new)
         return model
-
-    def _given_up(self, asked: Iterable[str]) -> set[str]:
-        """Of labels asked for together, those that are not worth another try: that failed where others did not, or in
-        two runs, between which the reference could be mended."""
-        asked = set(asked)
-        return {id for id in asked if self.failures[id] > (0 if asked & set(self.labels) else 1)}
 
     def _unlearned(self) -> list[str]:
         """Training labels that no fit has seen, in the order they were asked for, whatever order they came in."""

@@ -245,11 +245,16 @@ def test_windows_that_all_fail_end_it_with_the_reason(folder, no_report):
 
 
 class WithoutNumbers(Exact):
-    """Windows of which the first has no mu."""
+    """Windows of which the first so many have no mu."""
+
+    def __init__(self, n: int = 1) -> None:
+        super().__init__()
+        self.n = n
 
     def __call__(self, payload: Mapping[str, Any]) -> dict[str, Any]:
         found = super().__call__(payload)
-        found["windows"][0]["label"]["mu"] = [None, 0.0]
+        for window in found["windows"][: self.n]:
+            window["label"]["mu"] = [None, 0.0]
         return found
 
 
@@ -263,6 +268,16 @@ def test_windows_without_numbers_are_failures_alone(folder, no_report):
     FreeEnergy(given, sampler=WithoutNumbers(), resume=True).run(max_labels=10)
     assert records(folder / "without-numbers", "failed") == failed  # they would be the same
     assert records(folder / "without-numbers", "label") == sampled
+
+
+def test_a_sampler_that_brings_no_numbers_at_all_can_be_mended(folder, no_report):
+    given = _alone(folder, "no-numbers")
+    with pytest.raises(
+        RuntimeError, match=r"no window of iteration 0 could be sampled.*mu = \[None, 0.0\].*and resume"
+    ):
+        FreeEnergy(given, sampler=WithoutNumbers(99)).run()
+    result = FreeEnergy(given, sampler=Exact(), resume=True).run(max_labels=10)
+    assert "labels done" in result.reason
 
 
 def test_what_a_window_must_bring():
@@ -377,7 +392,9 @@ def test_a_supercell_that_does_not_fit_is_refused_before_anything_runs(folder):
 def test_a_well_outside_the_domain_is_refused_before_anything_runs(folder):
     wrong = config(folder, "wrong-well")
     wrong["order_parameters"] = wrong["order_parameters"] | {"wells": [[0.5, 0.75]]}
-    message = r"order_parameters.wells: .*\[0.5, 0.75\] .*outside .*sublattice [01] would hold a fraction (1|-0).25 of"
+    message = (
+        r"order_parameters.wells: .*\[0.5, 0.75\] .*would hold a fraction 1.25 of.*; give eta between full and empty"
+    )
     with pytest.raises(ValueError, match=message):
         FreeEnergy(wrong).plan()
 
