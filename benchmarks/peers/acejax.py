@@ -11,8 +11,9 @@ import subprocess
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 from ase.io import read, write
 
 # Its table of bond lengths has no hydrogen, and its command line no way to give one: that of H2.
@@ -22,10 +23,17 @@ from ace_jax.cli import main
 radial_init.BOND_LEN.setdefault(1, 0.74)
 main()
 """
+# Its command line computes the stds of its test structures and writes only summaries of them. The layout "run", which
+# its own study scripts use, writes the arrays.
+_MAIN_WITH_ARRAYS = f"""
+from ace_jax.fit import pipeline
+write = pipeline.write_outputs
+pipeline.write_outputs = lambda result, out, **kw: write(result, out, **dict(kw, layout=("run", "cli")))
+{_MAIN}"""
 
 
-def _run(python: str, *arguments: str) -> None:
-    command = [python, "-c", _MAIN, *arguments]
+def _run(python: str, *arguments: str, main: str = _MAIN) -> None:
+    command = [python, "-c", main, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(arguments)} failed:\n{done.stderr[-2000:]}")
@@ -54,8 +62,97 @@ def fit(
         return read(f"{folder}/p.xyz", ":"), seconds
 
 
-def _plain(atoms: Any) -> Any:
+class Prediction(NamedTuple):
+    """What ace-jax predicts for a list of structures.
+
+    Attributes
+    ----------
+    energies : (n,) total energies, eV.
+    forces : (N, 3) of all structures, one after another, eV/Å.
+    energy_std, forces_std : std of the same shapes. For "blr" of the model alone, as its own calibration report uses
+        it; for "pops" of the misspecified model.
+    energy_noise, forces_noise : std of the learned noise, to be added in quadrature to the std of "blr".
+    """
+
+    energies: np.ndarray
+    forces: np.ndarray
+    energy_std: np.ndarray
+    forces_std: np.ndarray
+    energy_noise: np.ndarray
+    forces_noise: np.ndarray
+
+
+def fit_with_stds(
+    python: str,
+    train: list,
+    test: list,
+    other: list,
+    elements: tuple,
+    order: int,
+    degree: int,
+    cutoff: float,
+    *extra: str,
+) -> tuple[Prediction, Prediction | None, int]:
+    """Predictions with stds for ``test`` and for ``other`` structures (may be empty), and the number of functions.
+
+    Stresses of training structures that have them are labels too.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        sets = {"train": train, "test": test} | ({"ood": other} if other else {})
+        files = []
+        for name, structures in sets.items():
+            write(f"{folder}/{name}.xyz", [_plain(atoms, stress=True) for atoms in structures], format="extxyz")
+            files += [f"--{name}", f"{folder}/{name}.xyz"]
+        keys = ["--energy-key", "dft_energy", "--force-key", "dft_forces", "--stress-key", "dft_stress"]
+        basis = ["--elements", ",".join(elements), "--order", str(order), "--max-degree", str(degree)]
+        out = Path(folder) / "out"
+        _run(
+            python, "fit", *files, *basis, "--rcut", str(cutoff), *keys, "--out", str(out), "--no-save-model",
+            "--e0", "lsq", *extra, main=_MAIN_WITH_ARRAYS,
+        )  # fmt: skip
+        functions = json.loads((out / "config.json").read_text())["len_basis"]
+        test_prediction = _prediction(out / "pred_test_map.npz")
+        return test_prediction, _prediction(out / "pred_ood_map.npz") if other else None, functions
+
+
+def _prediction(path: Path) -> Prediction:
+    with np.load(path) as data:
+        noise = np.sqrt(data["noise_E"]), np.sqrt(data["noise_F"])[:, None] * np.ones(3)
+        return Prediction(
+            data["E_mean"], data["F_mean"], np.sqrt(data["E_var"]), np.sqrt(data["F_var"]), *noise
+        )
+
+
+def functions(python: str, elements: tuple, order: int, degree: int, cutoff: float) -> int:
+    """The number of functions of a basis, as `fit` makes it: E0 not counted."""
+    with tempfile.TemporaryDirectory() as folder:
+        _run(
+            python, "basis", "--elements", ",".join(elements), "--order", str(order), "--max-degree", str(degree),
+            "--rcut", str(cutoff), "--out", f"{folder}/basis.npz",
+        )  # fmt: skip
+        with np.load(f"{folder}/basis.npz") as data:
+            return len(data["gamma"])
+
+
+def nearest_degree(python: str, size: int, elements: tuple, order: int, degree: int, cutoff: float) -> tuple[int, int]:
+    """The degree, and its number of functions, at which ace-jax's basis has the nearest to ``size`` functions.
+
+    ``degree`` is where the search starts.
+    """
+    found = {degree: functions(python, elements, order, degree, cutoff)}
+    step = -1 if found[degree] > size else 1
+    while step * (size - found[degree]) > 0 and degree > 1:
+        degree += step
+        found[degree] = functions(python, elements, order, degree, cutoff)
+    best = min(found, key=lambda d: abs(found[d] - size))
+    return best, found[best]
+
+
+def _plain(atoms: Any, stress: bool = False) -> Any:
     copy = atoms.copy()
+    copy.info = {}
+    if stress and "stress" in atoms.calc.results:
+        copy.info["dft_stress"] = atoms.get_stress()
     copy.info["dft_energy"] = atoms.get_potential_energy()
     copy.arrays["dft_forces"] = atoms.get_forces()
     return copy
