@@ -27,6 +27,7 @@ LATTICE = {"Al": 4.05, "Cu": 3.61, "Ag": 4.09, "Au": 4.08, "Ni": 3.52, "Pd": 3.8
 # First element, second element, fraction of the second.
 ALLOYS = {
     "AlCu": ("Al", "Cu", 0.25),
+    "CuAl": ("Cu", "Al", 0.25),
     "AgCu": ("Ag", "Cu", 0.5),
     "NiPd": ("Ni", "Pd", 0.5),
     "AuPt": ("Au", "Pt", 0.25),

@@ -118,9 +118,7 @@ def fit_with_stds(
 def _prediction(path: Path) -> Prediction:
     with np.load(path) as data:
         noise = np.sqrt(data["noise_E"]), np.sqrt(data["noise_F"])[:, None] * np.ones(3)
-        return Prediction(
-            data["E_mean"], data["F_mean"], np.sqrt(data["E_var"]), np.sqrt(data["F_var"]), *noise
-        )
+        return Prediction(data["E_mean"], data["F_mean"], np.sqrt(data["E_var"]), np.sqrt(data["F_var"]), *noise)
 
 
 def functions(python: str, elements: tuple, order: int, degree: int, cutoff: float) -> int:
