@@ -1,4 +1,4 @@
-"""ace-jax's errors and error bars on the small sets, kept in a JSON-lines file, since a fit takes a minute or more."""
+"""ace-jax's errors and stds on the small sets, kept in a JSON-lines file, since a fit takes a minute or more."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 import _small_sets as sets
 import numpy as np
-from ase import Atoms
+from _scores import Prediction, family_scores, scores
 from peers import acejax
 
+# "pops": its own implementation of POPS.
 MODES = {"default": (), "shared": ("--noise", "shared"), "pops": ("--uq", "pops")}
 
 
@@ -33,7 +34,7 @@ class PeerRows:
                 self.rows[row["key"]] = row
 
     def degrees(self, case: sets.Case, functions: int) -> dict[str, int]:
-        """ace-jax's degree of the "same degree" and of the "equal size", nearest to ``functions``."""
+        """ace-jax's degree at the "same degree" and at the "equal size", nearest to ``functions``."""
         key = f"size {case.name} {functions}"
         if key not in self.rows:
             degree, found = acejax.nearest_degree(
@@ -43,17 +44,43 @@ class PeerRows:
         return {"same degree": case.degree, "equal size": self.rows[key]["degree"]}
 
     def errors(self, case: sets.Case, size: int, draw: int, mode: str, degree: int) -> dict[str, Any]:
-        """Errors and calibration of one fit on the case's test set: the keys of `scores`, and "functions"."""
+        """`scores` of one fit on the case's test set, and "functions", "energy_z_with_noise", "force_z_with_noise".
+
+        The stds of "energy_z" and "force_z" are the model's alone, of the others the learned noise is a part.
+        """
         key = f"{case.name} {size} {draw} {mode} {degree}"
         if key not in self.rows:
             test = sets.test_set(case)
-            prediction, _, functions = acejax.fit_with_stds(
-                self.python, sets.train_set(case, size, draw), test, [], case.elements, case.order, degree,
-                case.cutoff, *MODES[mode],
+            train = sets.train_set(case, size, draw)
+            fitted = acejax.fit_with_stds(
+                self.python, train, test, [], case.elements, case.order, degree, case.cutoff, *MODES[mode]
+            )
+            noisy = scores(test, _with_noise(fitted.test, fitted.noise))
+            self._keep(
+                {
+                    "key": key, "case": case.name, "size": size, "draw": draw, "mode": mode, "degree": degree,
+                    "functions": fitted.functions, **scores(test, fitted.test),
+                    **{f"{k}_with_noise": noisy[k] for k in ("energy_z", "force_z")},
+                }
             )  # fmt: skip
-            about = {"case": case.name, "size": size, "draw": draw, "mode": mode, "degree": degree}
-            self._keep({"key": key, **about, "functions": functions, **_peer_scores(test, prediction)})
         return self.rows[key]
+
+    def off_the_data(
+        self, case: sets.Case, size: int, draw: int, mode: str, degree: int
+    ) -> dict[str, dict[str, float]]:
+        """`family_scores` of one fit, with the noise in the std unless the mode is "pops"."""
+        key = f"off the data {case.name} {size} {draw} {mode} {degree}"
+        if key not in self.rows:
+            families = sets.off_the_data(case.kind)
+            other = [atoms for members in families.values() for atoms in members]
+            test = sets.test_set(case)
+            train = sets.train_set(case, size, draw)
+            fitted = acejax.fit_with_stds(
+                self.python, train, test, other, case.elements, case.order, degree, case.cutoff, *MODES[mode]
+            )
+            found = fitted.other if mode == "pops" else _with_noise(fitted.other, fitted.other_noise)
+            self._keep({"key": key, "functions": fitted.functions, "families": family_scores(families, found)})
+        return self.rows[key]["families"]
 
     def _keep(self, row: dict[str, Any]) -> None:
         self.rows[row["key"]] = row
@@ -64,38 +91,7 @@ class PeerRows:
                 os.fsync(file.fileno())
 
 
-def scores(
-    structures: list[Atoms],
-    energies: np.ndarray,
-    forces: np.ndarray,
-    energy_std: np.ndarray | None = None,
-    forces_std: np.ndarray | None = None,
-) -> dict[str, float]:
-    """RMSE and, with stds, rms(error / std) of predicted energies (n,), eV, and forces (N, 3), eV/Å.
-
-    An energy's error and std are those of the whole structure, but for the RMSE, which is of an atom.
-    """
-    atoms = np.array([len(a) for a in structures])
-    energy_error = energies - [a.get_potential_energy() for a in structures]
-    force_error = forces - np.concatenate([a.get_forces() for a in structures])
-    found = {
-        "energy_rmse_meV": 1e3 * _rms(energy_error / atoms),
-        "force_rmse_eV_per_A": _rms(force_error),
-        "energies": len(energy_error),
-        "forces": force_error.size,
-    }
-    if energy_std is not None:
-        found |= {"energy_z": _rms(energy_error / energy_std), "force_z": _rms(force_error / forces_std)}
-    return found
-
-
-def _peer_scores(structures: list[Atoms], p: acejax.Prediction) -> dict[str, float]:
-    """`scores` with the std of the model, and "…_with_noise": the noise added in quadrature."""
-    found = scores(structures, p.energies, p.forces, p.energy_std, p.forces_std)
-    noisy = np.hypot(p.energy_std, p.energy_noise), np.hypot(p.forces_std, p.forces_noise)
-    with_noise = scores(structures, p.energies, p.forces, *noisy)
-    return found | {f"{k}_with_noise": with_noise[k] for k in ("energy_z", "force_z")}
-
-
-def _rms(values: np.ndarray) -> float:
-    return float(np.sqrt(np.mean(np.square(values))))
+def _with_noise(prediction: Prediction, noise: tuple[np.ndarray, np.ndarray]) -> Prediction:
+    """With the stds of the noise, of energies and of forces, added in quadrature."""
+    energy_std, forces_std = prediction.energy_std, prediction.forces_std
+    return prediction._replace(energy_std=np.hypot(energy_std, noise[0]), forces_std=np.hypot(forces_std, noise[1]))

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, fcc100, fcc110, fcc111
 from ase.calculators.emt import EMT
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import read
@@ -147,3 +147,93 @@ def _campaign(role: str) -> list[Atoms]:
 @cache
 def _file(name: str) -> list[Atoms]:
     return read(DATA / name, ":")
+
+
+def off_the_data(kind: str, number: int = 12, seed: int = 7) -> dict[str, list[Atoms]]:
+    """Families of structures unlike an alloy's training set, ``number`` in each, labelled by EMT.
+
+    Atoms are displaced as in the training set, except for dimers and isolated atoms.
+    """
+    x, y, fraction = ALLOYS[kind]
+    rng = np.random.default_rng(seed)
+    families = {
+        "surfaces": _surfaces(kind, number, rng),
+        "vacancies": [_vacancy(kind, rng) for _ in range(number)],
+        "interstitials": [_interstitial(kind, d, rng) for d in np.linspace(0.7, 1.8, number)],
+        "compressed 15 %": [_crystal(kind, fraction, rng, volume=0.85) for _ in range(number)],
+        "expanded 15 %": [_crystal(kind, fraction, rng, volume=1.15) for _ in range(number)],
+        "dimers": [
+            Atoms(pair, [[0, 0, 0], [d, 0, 0]])
+            for pair, d in zip(number * ([x, x], [x, y], [y, y]), np.linspace(0.8, 4.0, number), strict=False)
+        ],
+        "isolated atoms": [Atoms([x]), Atoms([y])],
+        "other compositions": [
+            _crystal(kind, other, rng) for other in _without_nearest(fraction, np.linspace(0, 1, number + 1))
+        ],
+        "three times the temperature": [
+            _crystal(kind, fraction, rng, rattle=np.sqrt(3) * RATTLE) for _ in range(number)
+        ],
+    }
+    return {name: [labelled(atoms) for atoms in structures] for name, structures in families.items()}
+
+
+def _crystal(
+    kind: str, fraction: float, rng: np.random.Generator, volume: float = 1.0, rattle: float = RATTLE
+) -> Atoms:
+    """A random fcc alloy of 32 atoms, not strained, its volume multiplied."""
+    x, y, _ = ALLOYS[kind]
+    lattice = (LATTICE[x] * (1 - fraction) + LATTICE[y] * fraction) * volume ** (1 / 3)
+    atoms = bulk(x, "fcc", a=lattice, cubic=True).repeat((2, 2, 2))
+    return _rattled(_mixed(atoms, y, fraction, rng), rattle, rng)
+
+
+def _surfaces(kind: str, number: int, rng: np.random.Generator) -> list[Atoms]:
+    """(100), (110) and (111) slabs in turn, some 9 Å thick, with 10 Å of vacuum on either side."""
+    x, y, fraction = ALLOYS[kind]
+    lattice = LATTICE[x] * (1 - fraction) + LATTICE[y] * fraction
+    makers = ((fcc100, (2, 2, 6)), (fcc110, (2, 2, 8)), (fcc111, (2, 2, 5)))
+    structures = []
+    for i in range(number):
+        make, size = makers[i % len(makers)]
+        atoms = make(x, size, a=lattice, vacuum=10.0)
+        atoms.pbc = True
+        structures.append(_rattled(_mixed(atoms, y, fraction, rng), RATTLE, rng))
+    return structures
+
+
+def _vacancy(kind: str, rng: np.random.Generator) -> Atoms:
+    atoms = _crystal(kind, ALLOYS[kind][2], rng)
+    del atoms[rng.integers(len(atoms))]
+    return atoms
+
+
+def _interstitial(kind: str, distance: float, rng: np.random.Generator) -> Atoms:
+    """A crystal with one more atom, which is ``distance``, Å, from its nearest neighbour."""
+    x, y, fraction = ALLOYS[kind]
+    atoms = _crystal(kind, fraction, rng)
+    atoms += Atoms([x if rng.random() < 0.5 else y], [[0, 0, 0]])
+    added = len(atoms) - 1
+    while True:
+        direction = rng.normal(size=3)
+        host = rng.integers(added)
+        atoms.positions[added] = atoms.positions[host] + distance * direction / np.linalg.norm(direction)
+        others = atoms.get_distances(added, range(added), mic=True)
+        if others.argmin() == host:
+            return atoms
+
+
+def _mixed(atoms: Atoms, element: str, fraction: float, rng: np.random.Generator) -> Atoms:
+    symbols = np.array(atoms.get_chemical_symbols())
+    symbols[rng.permutation(len(atoms))[: round(fraction * len(atoms))]] = element
+    atoms.set_chemical_symbols(list(symbols))
+    return atoms
+
+
+def _rattled(atoms: Atoms, rattle: float, rng: np.random.Generator) -> Atoms:
+    atoms.positions += rng.normal(size=(len(atoms), 3)) * rattle
+    return atoms
+
+
+def _without_nearest(fraction: float, fractions: np.ndarray) -> np.ndarray:
+    """All fractions but the one nearest to that of the training set."""
+    return np.delete(fractions, np.abs(fractions - fraction).argmin())

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from _scores import Prediction
 from ase.io import read, write
 
 # Its table of bond lengths has no hydrogen, and its command line no way to give one: that of H2.
@@ -62,24 +63,20 @@ def fit(
         return read(f"{folder}/p.xyz", ":"), seconds
 
 
-class Prediction(NamedTuple):
-    """What ace-jax predicts for a list of structures.
+class Fitted(NamedTuple):
+    """A fit's predictions with stds, and the number of its functions.
 
     Attributes
     ----------
-    energies : (n,) total energies, eV.
-    forces : (N, 3) of all structures, one after another, eV/Å.
-    energy_std, forces_std : std of the same shapes. For "blr" of the model alone, as its own calibration report uses
-        it; for "pops" of the misspecified model.
-    energy_noise, forces_noise : std of the learned noise, to be added in quadrature to the std of "blr".
+    test, other : predictions; stds are those of the model alone, or what ``--uq pops`` gives. None: no structures.
+    noise, other_noise : stds of the learned noise of their energies (n,), eV, and forces (N, 3), eV/Å.
     """
 
-    energies: np.ndarray
-    forces: np.ndarray
-    energy_std: np.ndarray
-    forces_std: np.ndarray
-    energy_noise: np.ndarray
-    forces_noise: np.ndarray
+    functions: int
+    test: Prediction
+    noise: tuple[np.ndarray, np.ndarray]
+    other: Prediction | None
+    other_noise: tuple[np.ndarray, np.ndarray] | None
 
 
 def fit_with_stds(
@@ -92,8 +89,8 @@ def fit_with_stds(
     degree: int,
     cutoff: float,
     *extra: str,
-) -> tuple[Prediction, Prediction | None, int]:
-    """Predictions with stds for ``test`` and for ``other`` structures (may be empty), and the number of functions.
+) -> Fitted:
+    """A fit with predictions for ``test`` and for ``other`` structures (may be empty).
 
     Stresses of training structures that have them are labels too.
     """
@@ -111,14 +108,14 @@ def fit_with_stds(
             "--e0", "lsq", *extra, main=_MAIN_WITH_ARRAYS,
         )  # fmt: skip
         functions = json.loads((out / "config.json").read_text())["len_basis"]
-        test_prediction = _prediction(out / "pred_test_map.npz")
-        return test_prediction, _prediction(out / "pred_ood_map.npz") if other else None, functions
+        tested = _prediction(out / "pred_test_map.npz")
+        return Fitted(functions, *tested, *(_prediction(out / "pred_ood_map.npz") if other else (None, None)))
 
 
-def _prediction(path: Path) -> Prediction:
+def _prediction(path: Path) -> tuple[Prediction, tuple[np.ndarray, np.ndarray]]:
     with np.load(path) as data:
         noise = np.sqrt(data["noise_E"]), np.sqrt(data["noise_F"])[:, None] * np.ones(3)
-        return Prediction(data["E_mean"], data["F_mean"], np.sqrt(data["E_var"]), np.sqrt(data["F_var"]), *noise)
+        return Prediction(data["E_mean"], data["F_mean"], np.sqrt(data["E_var"]), np.sqrt(data["F_var"])), noise
 
 
 def functions(python: str, elements: tuple, order: int, degree: int, cutoff: float) -> int:
