@@ -10,6 +10,7 @@ from typing import Any
 import _small_sets as sets
 import numpy as np
 from _scores import Prediction, family_scores, scores
+from ase import Atoms
 from peers import acejax
 
 # "pops": its own implementation of POPS.
@@ -48,13 +49,36 @@ class PeerRows:
 
         The stds of "energy_z" and "force_z" are the model's alone, of the others the learned noise is a part.
         """
-        key = f"{case.name} {size} {draw} {mode} {degree}"
+        key = _key(case, size, draw, mode, degree)
         if key not in self.rows:
-            test = sets.test_set(case)
-            train = sets.train_set(case, size, draw)
-            fitted = acejax.fit_with_stds(
-                self.python, train, test, [], case.elements, case.order, degree, case.cutoff, *MODES[mode]
-            )
+            self._fit(case, size, draw, mode, degree, {})
+        return self.rows[key]
+
+    def off_the_data(
+        self, case: sets.Case, size: int, draw: int, mode: str, degree: int
+    ) -> dict[str, dict[str, float]]:
+        """`family_scores` of one fit, with the noise in the std unless the mode is "pops".
+
+        The fit gives what `errors` returns too.
+        """
+        key = f"off the data {_key(case, size, draw, mode, degree)}"
+        if key not in self.rows:
+            families = sets.off_the_data(case.kind)
+            fitted = self._fit(case, size, draw, mode, degree, families)
+            found = fitted.other if mode == "pops" else _with_noise(fitted.other, fitted.other_noise)
+            self._keep({"key": key, "families": family_scores(families, found)})
+        return self.rows[key]["families"]
+
+    def _fit(
+        self, case: sets.Case, size: int, draw: int, mode: str, degree: int, families: dict[str, list[Atoms]]
+    ) -> acejax.Fitted:
+        train, test = sets.train_set(case, size, draw), sets.test_set(case)
+        others = [atoms for members in families.values() for atoms in members]
+        fitted = acejax.fit_with_stds(
+            self.python, train, test, others, case.elements, case.order, degree, case.cutoff, *MODES[mode]
+        )
+        key = _key(case, size, draw, mode, degree)
+        if key not in self.rows:
             noisy = scores(test, _with_noise(fitted.test, fitted.noise))
             self._keep(
                 {
@@ -63,24 +87,7 @@ class PeerRows:
                     **{f"{k}_with_noise": noisy[k] for k in ("energy_z", "force_z")},
                 }
             )  # fmt: skip
-        return self.rows[key]
-
-    def off_the_data(
-        self, case: sets.Case, size: int, draw: int, mode: str, degree: int
-    ) -> dict[str, dict[str, float]]:
-        """`family_scores` of one fit, with the noise in the std unless the mode is "pops"."""
-        key = f"off the data {case.name} {size} {draw} {mode} {degree}"
-        if key not in self.rows:
-            families = sets.off_the_data(case.kind)
-            other = [atoms for members in families.values() for atoms in members]
-            test = sets.test_set(case)
-            train = sets.train_set(case, size, draw)
-            fitted = acejax.fit_with_stds(
-                self.python, train, test, other, case.elements, case.order, degree, case.cutoff, *MODES[mode]
-            )
-            found = fitted.other if mode == "pops" else _with_noise(fitted.other, fitted.other_noise)
-            self._keep({"key": key, "functions": fitted.functions, "families": family_scores(families, found)})
-        return self.rows[key]["families"]
+        return fitted
 
     def _keep(self, row: dict[str, Any]) -> None:
         self.rows[row["key"]] = row
@@ -89,6 +96,10 @@ class PeerRows:
                 file.write(json.dumps(row) + "\n")
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def _key(case: sets.Case, size: int, draw: int, mode: str, degree: int) -> str:
+    return f"{case.name} {size} {draw} {mode} {degree}"
 
 
 def _with_noise(prediction: Prediction, noise: tuple[np.ndarray, np.ndarray]) -> Prediction:

@@ -70,9 +70,9 @@ def main() -> None:
                         off[code].append(family_scores(others, far))
                 for mode in PEER_MODES if peers else ():
                     code = f"ace-jax ({mode})"
-                    same[code].append(_of_the_user(peers.errors(case, size, draw, mode, degree)))
-                    if others:
+                    if others:  # first: its fit gives the errors on the test set too
                         off[code].append(peers.off_the_data(case, size, draw, mode, degree))
+                    same[code].append(_of_the_user(peers.errors(case, size, draw, mode, degree)))
             for code, found in same.items():
                 pooled[case.kind, code] += found
                 row("calibration", case=case.name, size=size, code=code, draws=len(found), **_pooled(found))
