@@ -1,11 +1,17 @@
-"""Errors of a model on labelled structures, and the calibration of its uncertainty."""
+"""Errors of a model on labelled structures, and the standard deviations that it predicts for them.
+
+``energy_std``, ``forces_std`` and ``stress_std`` are one quantity everywhere (here, in the calculator, in the report
+and its coverage curves): the standard deviation of the reference's label around the prediction. It has the model's
+own uncertainty, that of the repulsive core and the noise of the fit, times the calibration factor. What biases and
+selects is the model's part alone, ``potential(model).sigma``.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +20,16 @@ import numpy as np
 from haljax.ace import ACEBasis
 from haljax.bayes import calibration, coverage
 from haljax.model import Model
-from haljax.potentials import VOIGT, Parameters, parameters_of, sigma_of, total_energy
+from haljax.potentials import VOIGT, Parameters, features_of, parameters_of, total_energy
+from haljax.rows import ENERGY, FORCE, STRESS, all_rows, examples
+from haljax.spread import PSEUDO
 from haljax.structures import Neighbours, System, labels
 from haljax.structures.system import structure_name
-from haljax.training import design_rows, examples
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+Array = Any  # numpy or JAX
 
 LEVELS = (0.5, 0.68, 0.9, 0.95)
 
@@ -32,8 +41,10 @@ class Prediction(NamedTuple):
     ----------
     group : its ``info["config_type"]``, or "all".
     energy, energy_label, energy_std : () eV per atom.
-    forces, forces_label : (N, 3) eV/Å.
-    stress, stress_label : (6,) GPa, ASE's sign.
+    forces, forces_label, forces_std : (N, 3) eV/Å.
+    stress, stress_label, stress_std : (6,) GPa, ASE's sign.
+
+    The standard deviations are those of the label around the prediction, as the calculator gives them.
     """
 
     group: str
@@ -42,8 +53,10 @@ class Prediction(NamedTuple):
     energy_std: float
     forces: np.ndarray
     forces_label: np.ndarray
+    forces_std: np.ndarray
     stress: np.ndarray
     stress_label: np.ndarray
+    stress_std: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -55,9 +68,11 @@ class ErrorTable:
     rows : group -> {"structures", "energy_rmse", "energy_mae" (meV/atom), "force_rmse", "force_mae" (eV/Å,
         per component), "stress_rmse", "stress_mae" (GPa)}; the last row, "total", is over all. NaN: no such
         labels. Where there is one group only, the total is the only row.
+    note : what to know when reading it, below the table: the errors on structures left out of the fit, say.
     """
 
     rows: dict[str, dict[str, float]]
+    note: str = ""
 
     def __getitem__(self, group: str) -> dict[str, float]:
         return self.rows[group]
@@ -73,7 +88,7 @@ class ErrorTable:
             numbers = [row[f"{what}_{kind}"] for what, kind in columns]
             cells = "".join(f"{'-':>10}" if np.isnan(x) else f"{x:>10.4g}" for x in numbers)
             body.append(f"{group:{width}}{int(row['structures']):>6}{cells}")
-        return "\n".join([head, unit, *body])
+        return "\n".join([head, unit, *body, *([self.note] if self.note else [])])
 
 
 def evaluate(model: Model, test: Sequence[Atoms]) -> ErrorTable:
@@ -83,7 +98,35 @@ def evaluate(model: Model, test: Sequence[Atoms]) -> ErrorTable:
     ------
     ValueError : no structures, or one without labels.
     """
-    return error_table(predict(model, test))
+    test = list(test)
+    table = error_table(predict(model, test))
+    notes = [left_out_words(model)] if model.loo.groups else []
+    if repeated := _repeated(model, test):
+        notes.append(
+            f"{repeated} of {len(test)} test structures are in the training set: their errors are not test errors"
+        )
+    return replace(table, note="\n".join(notes))
+
+
+def left_out_words(model: Model) -> str:
+    """The errors on structures left out of the fit, in one line: an estimate of test errors on like structures."""
+    loo = model.loo
+    return (
+        f"leave-one-out ({loo.groups} groups of training structures): RMSE {1e3 * loo.energy:.3g} meV/atom, "
+        f"{loo.force:.3g} eV/Å"
+    )
+
+
+def _repeated(model: Model, test: Sequence[Atoms]) -> int:
+    """How many of the structures the model was trained on."""
+
+    def key(atoms: Atoms) -> bytes:
+        return np.round(np.concatenate([atoms.positions.ravel(), np.ravel(atoms.cell)]), 6).tobytes() + bytes(
+            atoms.get_chemical_formula(), "ascii"
+        )
+
+    known = {key(atoms) for atoms in model.structures}
+    return sum(key(atoms) in known for atoms in test)
 
 
 def error_table(predictions: Sequence[Prediction]) -> ErrorTable:
@@ -112,43 +155,99 @@ def _errors(members: Sequence[Prediction]) -> dict[str, float]:
 
 
 class Evaluation(NamedTuple):
-    """Energy and its first derivatives of one system.
+    """Energy and its first derivatives of one system, with the predicted standard deviation of the energy.
 
     Attributes
     ----------
-    energy, sigma : () eV; sigma is the posterior standard deviation of the energy, not calibrated.
+    energy, energy_std : () eV.
     forces : (N, 3) eV/Å.
     virial : (6,) eV, Voigt xx, yy, zz, yz, xz, xy; -dE/d(strain).
     """
 
     energy: np.ndarray
-    sigma: np.ndarray
+    energy_std: np.ndarray
     forces: np.ndarray
     virial: np.ndarray
 
 
+class _Bars(NamedTuple):
+    """What makes a standard deviation of the model's: (3,) each, of energies, forces and virials."""
+
+    scale: jax.Array
+    noise: jax.Array
+    factor: jax.Array
+
+
+def _bars(model: Model) -> _Bars:
+    factors = model.energy_calibration, model.force_calibration, model.stress_calibration
+    return _Bars(*map(jnp.asarray, (model.spread.scale, model.spread.noise, np.array(factors))))
+
+
+def _std(bars: _Bars, kind: int, model: jax.Array, core: jax.Array, size: Array) -> jax.Array:
+    """Predictive standard deviation, from the model's variance, the core's contribution and the noise of ``size``."""
+    return bars.factor[kind] * jnp.sqrt(bars.scale[kind] ** 2 * (model + core**2) + (size * bars.noise[kind]) ** 2)
+
+
 @partial(jax.jit, static_argnums=0)
 def _evaluate(
-    basis: ACEBasis, params: Parameters, system: System, neighbours: Neighbours
+    basis: ACEBasis, params: Parameters, bars: _Bars, system: System, neighbours: Neighbours
 ) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Energy, sigma, and the gradients of the energy in positions (N, 3) and strain (3, 3)."""
+    """Energy, its std, and the gradients of the energy in positions (N, 3) and strain (3, 3)."""
 
-    def total(mean: jax.Array, positions: jax.Array, strain: jax.Array) -> jax.Array:
-        return total_energy(basis, params._replace(mean=mean), system._replace(positions=positions), neighbours, strain)
+    def total(positions: jax.Array, strain: jax.Array) -> jax.Array:
+        return total_energy(basis, params, system._replace(positions=positions), neighbours, strain)
 
-    value, (features, gradient, tension) = jax.value_and_grad(total, argnums=(0, 1, 2))(
-        params.mean, system.positions, jnp.zeros((3, 3), system.positions.dtype)
+    value, (gradient, tension) = jax.value_and_grad(total, argnums=(0, 1))(
+        system.positions, jnp.zeros((3, 3), system.positions.dtype)
     )
-    return value, sigma_of(params, features), gradient, tension
+    seen = features_of(basis, params, system, neighbours)
+    variance = jnp.sum((seen.features @ params.factor) ** 2)
+    std = _std(bars, ENERGY, variance, seen.core, jnp.sum(system.species >= 0))
+    return value, std, gradient, tension
 
 
 def evaluate_one(
     model: Model, system: System, neighbours: Neighbours, parameters: Parameters | None = None
 ) -> Evaluation:
-    """Energy, sigma, forces and virial of one system, in numpy; ``parameters`` where they are the model's, at hand."""
-    found = _evaluate(model.basis, parameters or parameters_of(model), system, neighbours)
-    energy, sigma, gradient, tension = map(np.asarray, found)
-    return Evaluation(energy, sigma, -gradient, -((tension + tension.T) / 2)[VOIGT])
+    """Energy, its predicted std, forces and virial of one system, in numpy.
+
+    ``parameters`` where they are the model's, at hand.
+    """
+    found = _evaluate(model.basis, parameters or parameters_of(model), _bars(model), system, neighbours)
+    energy, std, gradient, tension = map(np.asarray, found)
+    return Evaluation(energy, std, -gradient, -((tension + tension.T) / 2)[VOIGT])
+
+
+class Stds(NamedTuple):
+    """Predicted standard deviations of one system: energy () eV, forces (N, 3) eV/Å, virial (6,) eV; of each label of
+    the reference around the prediction."""
+
+    energy: np.ndarray
+    forces: np.ndarray
+    virial: np.ndarray
+
+
+@partial(jax.jit, static_argnums=0)
+def _stds(basis: ACEBasis, params: Parameters, bars: _Bars, system: System, neighbours: Neighbours) -> Stds:
+    density = jnp.zeros((2, basis.n_species)) if params.density is None else params.density
+    rows = all_rows(basis, system, neighbours, params.radii, density)
+    P = len(params.factor)
+
+    def variance(part: jax.Array) -> jax.Array:
+        return jnp.sum((part[..., :P] @ params.factor) ** 2, axis=-1)
+
+    n = jnp.sum(system.species >= 0)
+    return Stds(
+        _std(bars, ENERGY, variance(rows.energy), rows.core_energy, n),
+        _std(bars, FORCE, variance(rows.forces), rows.core_forces, 1),
+        _std(bars, STRESS, variance(rows.virial), rows.core_virial, n),
+    )
+
+
+def stds_one(model: Model, system: System, neighbours: Neighbours, parameters: Parameters | None = None) -> Stds:
+    """Predicted standard deviations of one system, in numpy; exact for every force component."""
+    found = _stds(model.basis, parameters or parameters_of(model), _bars(model), system, neighbours)
+    return Stds(*map(np.asarray, found))
 
 
 def predict(model: Model, structures: Sequence[Atoms]) -> list[Prediction]:
@@ -165,8 +264,9 @@ def predict(model: Model, structures: Sequence[Atoms]) -> list[Prediction]:
         raise ValueError("there is nothing to evaluate: give at least one labelled structure")
     out = []
     known = [labels(atoms, index=i) for i, atoms in enumerate(structures)]
+    params = parameters_of(model)
     for i, (atoms, label, example) in enumerate(zip(structures, known, examples(model.basis, structures), strict=True)):
-        result = evaluate_one(model, *example)
+        result, stds = evaluate_one(model, *example, params), stds_one(model, *example, params)
         if not np.isfinite(result.energy) or not np.isfinite(result.forces).all():
             raise ValueError(f"{structure_name(atoms, i)}: the model's energy or forces are not finite; leave it out")
         n = len(atoms)
@@ -176,11 +276,13 @@ def predict(model: Model, structures: Sequence[Atoms]) -> list[Prediction]:
                 group=str(atoms.info.get("config_type", "all")),
                 energy=float(result.energy) / n,
                 energy_label=label.energy / n,
-                energy_std=float(result.sigma) / n * model.energy_calibration,
+                energy_std=float(stds.energy) / n,
                 forces=result.forces[:n],
                 forces_label=label.forces,
+                forces_std=stds.forces[:n],
                 stress=-result.virial / volume / GPa,
                 stress_label=label.stress / GPa,
+                stress_std=stds.virial / volume / GPa,
             )
         )
     return out
@@ -188,14 +290,15 @@ def predict(model: Model, structures: Sequence[Atoms]) -> list[Prediction]:
 
 @dataclass(frozen=True)
 class Calibration:
-    """How true the predicted uncertainties are on held-out labels.
+    """How true the predicted standard deviations are on labels that the fit has not seen.
 
     Attributes
     ----------
-    energy_factor, force_factor : what sigma must be multiplied by; above 1 the model was too sure.
+    energy_factor, force_factor : what the standard deviations are multiplied by; above 1 the model was too sure.
     levels : nominal coverages.
     energy_before, energy_after, force_before, force_after : observed coverages, each like ``levels``; NaN
         where there were no such labels, whose factor is then 1.
+    energy_values, force_values : how many labels the factors come from.
     """
 
     energy_factor: float
@@ -205,9 +308,14 @@ class Calibration:
     energy_after: tuple[float, ...]
     force_before: tuple[float, ...]
     force_after: tuple[float, ...]
+    energy_values: int = 0
+    force_values: int = 0
 
     def __str__(self) -> str:
-        lines = [f"sigma of energies x {self.energy_factor:.3g}, of forces x {self.force_factor:.3g}"]
+        lines = [
+            f"energy_std x {self.energy_factor:.3g} (from {self.energy_values} energies), "
+            f"forces_std x {self.force_factor:.3g} (from {self.force_values} components)"
+        ]
         lines.append("nominal coverage  " + "".join(f"{level:8.0%}" for level in self.levels))
         for name in ("energy_before", "energy_after", "force_before", "force_after"):
             cells = "".join(f"{'-':>8}" if np.isnan(x) else f"{x:8.0%}" for x in getattr(self, name))
@@ -216,63 +324,41 @@ class Calibration:
 
 
 def calibrate(model: Model, held_out: Sequence[Atoms]) -> tuple[Model, Calibration]:
-    """Scale the predicted uncertainties to the errors on labelled structures that the fit has not seen.
+    """Scale the predicted standard deviations to the errors on labelled structures that the fit has not seen.
 
-    A factor for energies and one for forces, each maximising the likelihood of the errors. The spread of a
-    label includes the noise of the fit, so that a model whose errors are mostly noise is not called unsure.
+    Every fit is calibrated already, by leaving structures out; this serves for labels of another kind than those of
+    the fit. A factor for energies and one for forces (and for stresses), each maximising the likelihood of the errors
+    and of `PSEUDO` structures beside them whose errors are as predicted, so that a few labels move it little.
 
     Raises
     ------
     ValueError : no structures, or no energies and forces among them.
     """
-    raw = replace(model, energy_calibration=1.0, force_calibration=1.0)
+    raw = replace(model, energy_calibration=1.0, force_calibration=1.0, stress_calibration=1.0)
     predictions = predict(raw, held_out)
-    noise = 1 / np.sqrt(float(model.posterior.noise_precision))
-    weights = model.settings.energy_weight, model.settings.force_weight
-    # Of the noise of what was not fitted nothing is known.
-    energy_noise, force_noise = (noise / weight if weight else 0.0 for weight in weights)
-    energy = np.array([[p.energy - p.energy_label, np.hypot(p.energy_std, energy_noise)] for p in predictions])
-    force = np.concatenate(
-        [
-            np.stack([(p.forces - p.forces_label).ravel(), np.hypot(std, force_noise).ravel()], axis=1)
-            for p, std in zip(predictions, force_stds(raw, held_out), strict=True)
-        ]
-    )
-    energy, force = energy[np.isfinite(energy[:, 0])], force[np.isfinite(force[:, 0])]
-    if not len(energy) + len(force):
-        raise ValueError("there is nothing to calibrate on: no held-out structure has an energy or forces")
+    share = PSEUDO / (PSEUDO + len(predictions))
 
-    def judged(pairs: np.ndarray) -> tuple[float, tuple[float, ...], tuple[float, ...]]:
-        if not len(pairs):
-            return 1.0, (np.nan,) * len(LEVELS), (np.nan,) * len(LEVELS)
-        residual, sigma = jnp.asarray(pairs[:, 0]), jnp.asarray(pairs[:, 1])
-        factor = float(calibration(residual, sigma))
+    def judged(what: str) -> tuple[float, int, tuple[float, ...], tuple[float, ...]]:
+        error = np.concatenate([np.ravel(getattr(p, what) - getattr(p, f"{what}_label")) for p in predictions])
+        std = np.concatenate([np.ravel(getattr(p, f"{what}_std")) for p in predictions])
+        known = np.isfinite(error)
+        if not known.any():
+            return 1.0, 0, (np.nan,) * len(LEVELS), (np.nan,) * len(LEVELS)
+        residual, sigma = jnp.asarray(error[known]), jnp.asarray(std[known])
+        factor = float(np.sqrt((1 - share) * calibration(residual, sigma) ** 2 + share))
         return (
             factor,
+            int(known.sum()),
             tuple(map(float, coverage(residual, sigma, LEVELS))),
             tuple(map(float, coverage(residual, factor * sigma, LEVELS))),
         )
 
-    (e_factor, e_before, e_after), (f_factor, f_before, f_after) = judged(energy), judged(force)
-    report = Calibration(e_factor, f_factor, LEVELS, e_before, e_after, f_before, f_after)
-    return replace(model, energy_calibration=e_factor, force_calibration=f_factor), report
-
-
-@partial(jax.jit, static_argnums=0)
-def _force_std(basis: ACEBasis, factor: jax.Array, system: System, neighbours: Neighbours) -> jax.Array:
-    forces = design_rows(basis, system, neighbours).forces
-    return jnp.sqrt(jnp.sum((forces @ factor) ** 2, axis=-1))
-
-
-def force_std_one(model: Model, system: System, neighbours: Neighbours) -> np.ndarray:
-    """Exact posterior standard deviation of every force component, (N, 3) eV/Å."""
-    std = _force_std(model.basis, model.posterior.factor, system, neighbours)
-    return np.asarray(std) * model.force_calibration
-
-
-def force_stds(model: Model, structures: Sequence[Atoms]) -> list[np.ndarray]:
-    """Exact posterior standard deviation of every force component, (N, 3) eV/Å each."""
-    return [
-        force_std_one(model, *example)[: len(atoms)]
-        for atoms, example in zip(structures, examples(model.basis, structures), strict=True)
-    ]
+    (e_factor, e_values, *e_levels), (f_factor, f_values, *f_levels) = judged("energy"), judged("forces")
+    if not e_values + f_values:
+        raise ValueError("there is nothing to calibrate on: no held-out structure has an energy or forces")
+    report = Calibration(e_factor, f_factor, LEVELS, *e_levels, *f_levels, e_values, f_values)
+    s_factor = judged("stress")[0]
+    return (
+        replace(model, energy_calibration=e_factor, force_calibration=f_factor, stress_calibration=s_factor),
+        report,
+    )

@@ -3,31 +3,37 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from zipfile import BadZipFile
 
 import jax.numpy as jnp
 import numpy as np
 
 from haljax.ace import ACEBasis, ace_basis
-from haljax.bayes import Posterior, Statistics, accumulate
+from haljax.bayes import Posterior, Statistics
+from haljax.rows import KINDS, Table
+from haljax.spread import LeaveOneOut, Spread
 
-SCHEMA_VERSION = 1
+if TYPE_CHECKING:
+    from ase import Atoms
+
+SCHEMA_VERSION = 2  # 1: no structures, core radii from the basis, E0 fixed, sigma of the posterior
 
 
 @dataclass(frozen=True)
 class FitSettings:
-    """How data became rows, so that an update weighs new data as the fit did.
+    """How data became rows and which prior was used, so that later data are treated as the fit treated its own.
 
     Attributes
     ----------
     energy_weight, stress_weight : weight of an energy, and of a virial component, per atom, 1/eV.
     force_weight : weight of a force component, Å/eV.
-    solver : "brr" or "ard".
-    smoothness : power p of the smoothness prior; 0 leaves all functions equally probable.
+    solver : "auto", "brr" or "ard".
+    smoothness : power p of the smoothness prior of "brr" and "ard"; 0 leaves all functions equally probable.
+    e0 : "auto", "lsq", "isolated" or energies by element, eV.
     """
 
     energy_weight: float
@@ -35,45 +41,81 @@ class FitSettings:
     stress_weight: float
     solver: str
     smoothness: float
+    e0: str | Mapping[str, float] = "auto"
+
+    @property
+    def weights(self) -> tuple[float, float, float]:
+        return self.energy_weight, self.force_weight, self.stress_weight
 
 
 @dataclass(frozen=True)
 class Model:
-    """A linear ACE potential with its posterior. Made by `fit` and `update`; immutable.
+    """A linear ACE potential with its posterior. Made by `fit`, `refit` and `update`; immutable.
 
     Attributes
     ----------
-    basis : the functions.
-    e0 : (Z,) one-body energies, eV, in the order of ``basis.elements``.
-    posterior : of the M coefficients.
-    compressed : the QR-compressed data up to the last fit.
+    basis : the M functions.
+    posterior : of the M coefficients and the energies of the Z isolated elements, eV: the mean of predictions.
+    spread : the covariance and noise that standard deviations are made of.
+    settings : how the data was weighted, and which prior.
     active : (M,) False for functions that ARD pruned.
-    settings : how the data was weighted.
+    radii : (2, Z, Z) Å, inner and outer radii of the repulsive core.
+    density : (2, Z) reference densities of the functions of the density.
+    structures : labelled structures that it learned from.
+    ignored : index of a structure -> why the fit left it out.
+    hyperparameters : of "auto", from which a refit starts.
+    loo : errors on groups of structures left out.
     n_structures : how many structures it learned from.
-    energy_calibration, force_calibration : factors that bring the posterior's sigma to the errors seen on
-        held-out labels; 1 before `calibrate`.
-    pending : weighted rows (n, M) and targets (n,) of the updates since, of no more rows than some M.
+    energy_calibration, force_calibration, stress_calibration : factors of the predicted standard deviations, from
+        `calibrate`; 1 before.
+    compressed : of a model of schema 1, all that its file knows of its data.
+    table : weighted rows of the structures, where they are at hand; not saved.
     """
 
     basis: ACEBasis
-    e0: np.ndarray
     posterior: Posterior
-    compressed: Statistics
-    active: np.ndarray
+    spread: Spread
     settings: FitSettings
-    n_structures: int
+    active: np.ndarray
+    radii: np.ndarray
+    density: np.ndarray
+    structures: tuple[Atoms, ...] = ()
+    ignored: Mapping[int, str] = field(default_factory=dict)
+    hyperparameters: np.ndarray | None = None
+    loo: LeaveOneOut = LeaveOneOut()
+    n_structures: int = 0
     energy_calibration: float = 1.0
     force_calibration: float = 1.0
-    pending: tuple[tuple[np.ndarray, np.ndarray], ...] = ()
-
-    @cached_property
-    def statistics(self) -> Statistics:
-        """All data QR-compressed, from which hyperparameters can be learned again; found when it is asked for."""
-        return accumulate(self.compressed, self.pending, self.n_pending)
+    stress_calibration: float = 1.0
+    compressed: Statistics | None = None
+    table: Table | None = field(default=None, compare=False, repr=False)
 
     @property
-    def n_pending(self) -> int:
-        return sum(len(targets) for _, targets in self.pending)
+    def coefficients(self) -> np.ndarray:
+        """(M,) mean coefficients of the basis functions, eV."""
+        return np.asarray(self.posterior.mean[: len(self.basis)])
+
+    @property
+    def e0(self) -> np.ndarray:
+        """(Z,) energies of the isolated elements, eV, in the order of ``basis.elements``."""
+        return np.asarray(self.posterior.mean[len(self.basis) :])
+
+    @property
+    def choice(self) -> str:
+        """What the fit chose, in one line."""
+        pairs = ", ".join(
+            f"{self.basis.elements[a]}-{self.basis.elements[b]} {self.radii[1][a, b]:.2f}" for a, b in self.basis.pairs
+        )
+        noise = self.spread.noise
+        parts = [
+            f"{self.settings.solver}: noise {1e3 * noise[0]:.2g} meV/atom, {noise[1]:.2g} eV/Å",
+            f"core up to {pairs} Å",
+        ]
+        if self.loo.groups:
+            parts.append(f"leave-one-out {1e3 * self.loo.energy:.3g} meV/atom, {self.loo.force:.3g} eV/Å")
+        if self.ignored:
+            parts.append(f"{len(self.ignored)} structures left out")
+        return "; ".join(parts)
 
     def save(self, path: str | Path) -> None:
         """Write the model to ``path`` (npz), atomically."""
@@ -90,10 +132,20 @@ class Model:
             "n_structures": self.n_structures,
             "energy_calibration": self.energy_calibration,
             "force_calibration": self.force_calibration,
+            "stress_calibration": self.stress_calibration,
+            "ignored": {str(i): why for i, why in self.ignored.items()},
+            "loo": [None if x != x else x for x in self.loo],  # JSON has no NaN
+            "configurations": [_plain_info(atoms) for atoms in self.structures],
         }
-        arrays: dict[str, Any] = {"meta": np.array(json.dumps(meta)), "e0": self.e0, "active": self.active}
+        arrays: dict[str, Any] = {"meta": np.array(json.dumps(meta)), "active": self.active}
+        arrays |= {"radii": self.radii, "density": self.density}
+        if self.hyperparameters is not None:
+            arrays["hyperparameters"] = self.hyperparameters
         arrays |= {f"posterior_{k}": v for k, v in self.posterior._asdict().items()}
-        arrays |= {f"statistics_{k}": v for k, v in self.statistics._asdict().items()}
+        arrays |= {f"spread_{k}": v for k, v in self.spread._asdict().items()}
+        if self.compressed is not None:
+            arrays |= {f"statistics_{k}": v for k, v in self.compressed._asdict().items()}
+        arrays |= {f"data_{k}": v for k, v in _packed(self.basis.elements, self.structures).items()}
         buffer = io.BytesIO()
         np.savez(buffer, **arrays)
         write_atomic(path, buffer.getvalue())
@@ -118,30 +170,136 @@ def load(path: str | Path) -> Model:
         if isinstance(error, FileNotFoundError):
             raise
         raise ValueError(f"{path} is not a haljax model ({error}); models are written by Model.save") from error
-    if meta.get("schema_version") != SCHEMA_VERSION:
+    version = meta.get("schema_version")
+    if version not in (1, SCHEMA_VERSION):
         raise ValueError(
-            f"{path} has schema version {meta.get('schema_version')!r}, written by haljax "
-            f"{meta.get('haljax')}; this haljax reads version {SCHEMA_VERSION}: install the one that wrote "
-            "it, or fit the model again"
+            f"{path} has schema version {version!r}, written by haljax {meta.get('haljax')}; this haljax reads "
+            f"versions 1 and {SCHEMA_VERSION}: install the one that wrote it, or fit the model again"
         )
     basis = ace_basis(**meta["basis"])
-    if len(basis) != len(arrays["posterior_mean"]):
+    if version == 1:
+        meta, arrays = _from_version_1(basis, meta, arrays)
+    if len(basis) != len(arrays["active"]):
         raise ValueError(
-            f"{path} holds {len(arrays['posterior_mean'])} coefficients, but its basis has {len(basis)} "
+            f"{path} holds {len(arrays['active'])} coefficients, but its basis has {len(basis)} "
             "functions in this haljax: install the one that wrote it, or fit the model again"
         )
 
     def group(kind, prefix):
         return kind(**{name: jnp.asarray(arrays[f"{prefix}_{name}"]) for name in kind._fields})
 
+    spread = Spread(jnp.asarray(arrays["spread_factor"]), *(arrays[f"spread_{k}"] for k in Spread._fields[1:]))
+    loo = LeaveOneOut(*(np.nan if x is None else x for x in meta["loo"]))
     return Model(
         basis=basis,
-        e0=arrays["e0"],
         posterior=group(Posterior, "posterior"),
-        compressed=group(Statistics, "statistics"),
-        active=arrays["active"],
+        spread=spread,
         settings=FitSettings(**meta["settings"]),
+        active=arrays["active"],
+        radii=arrays["radii"],
+        density=arrays["density"],
+        structures=_unpacked(basis.elements, arrays, meta["configurations"]),
+        ignored={int(i): why for i, why in meta["ignored"].items()},
+        hyperparameters=arrays.get("hyperparameters"),
+        loo=loo._replace(groups=int(loo.groups)),
         n_structures=meta["n_structures"],
         energy_calibration=meta["energy_calibration"],
         force_calibration=meta["force_calibration"],
+        stress_calibration=meta["stress_calibration"],
+        compressed=group(Statistics, "statistics") if "statistics_R" in arrays else None,
     )
+
+
+def _from_version_1(
+    basis: ACEBasis, meta: dict[str, Any], arrays: dict[str, np.ndarray]
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A file of schema 1 in the terms of the present one: the same mean; its standard deviations now have the noise.
+
+    Its core has the radii of the basis, and its E0 is exact. Since calibration factors were fitted to the model's
+    standard deviation and noise together, they apply to both.
+    """
+    z = basis.n_species
+    settings = meta["settings"]
+    alpha = float(arrays["posterior_noise_precision"])
+    weights = np.array([settings[f"{kind}_weight"] for kind in KINDS])
+    joint = {
+        "posterior_mean": np.concatenate([arrays["posterior_mean"], arrays["e0"]]),
+        "posterior_factor": np.pad(arrays["posterior_factor"], ((0, z), (0, z))),
+        "posterior_prior_precision": np.concatenate([arrays["posterior_prior_precision"], np.ones(z)]),
+        "spread_factor": np.pad(arrays["posterior_factor"], ((0, z), (0, z))),
+        "spread_precision": np.full(3, alpha),
+        "spread_scale": np.ones(3),
+        "spread_noise": alpha**-0.5 / np.where(weights > 0, weights, np.inf),
+        "radii": np.stack(basis.core_radii),
+        "density": np.zeros((2, z)),
+    }
+    e0 = dict(zip(basis.elements, arrays["e0"].tolist(), strict=True))
+    added = {"stress_calibration": 1.0, "ignored": {}, "loo": [None] * 6 + [0], "configurations": []}
+    return meta | added | {"settings": settings | {"e0": e0}}, arrays | joint | _data_arrays(())
+
+
+def _plain_info(atoms: Atoms) -> dict[str, str]:
+    return {k: str(atoms.info[k]) for k in ("config_type", "group") if k in atoms.info}
+
+
+def _data_arrays(elements: Sequence[str]) -> dict[str, np.ndarray]:
+    return {f"data_{k}": v for k, v in _packed(elements, ()).items()}
+
+
+def _packed(elements: Sequence[str], structures: Sequence[Atoms]) -> dict[str, np.ndarray]:
+    """Structures and labels as arrays, atoms of all structures one after another."""
+    from haljax.structures import from_atoms, labels
+
+    systems = [from_atoms(atoms, elements, len(atoms)) for atoms in structures]
+    known = [labels(atoms) for atoms in structures]
+    given = np.array([np.any(np.array(atoms.cell), axis=1) for atoms in structures]).reshape(-1, 3)
+
+    def joined(parts: list, *shape: int) -> np.ndarray:
+        return np.concatenate(parts) if parts else np.zeros((0, *shape))
+
+    return {
+        "sizes": np.array([len(atoms) for atoms in structures], int),
+        "positions": joined([s.positions for s in systems], 3),
+        "species": joined([s.species for s in systems]).astype(np.int32),
+        "cell": np.array([np.array(atoms.cell) for atoms in structures]).reshape(-1, 3, 3) * given[:, :, None],
+        "pbc": np.array([s.pbc for s in systems], bool).reshape(-1, 3),
+        "energy": np.array([l.energy for l in known]),
+        "forces": joined([l.forces for l in known], 3),
+        "stress": np.array([l.stress for l in known]).reshape(-1, 6),
+        "energy_weight": np.array([l.energy_weight for l in known]),
+        "force_weight": joined([l.force_weight for l in known], 3),
+        "stress_weight": np.array([l.stress_weight for l in known]),
+    }
+
+
+def _unpacked(elements: Sequence[str], arrays: Mapping[str, np.ndarray], infos: Sequence[Mapping[str, str]]) -> tuple:
+    from ase import Atoms
+
+    from haljax.structures import with_labels
+
+    data = {k.removeprefix("data_"): v for k, v in arrays.items() if k.startswith("data_")}
+    ends = np.cumsum(data["sizes"])
+    found = []
+    for i, (size, end) in enumerate(zip(data["sizes"], ends, strict=True)):
+        own = slice(end - size, end)
+        atoms = Atoms(
+            [elements[z] for z in data["species"][own]],
+            data["positions"][own],
+            cell=data["cell"][i],
+            pbc=data["pbc"][i],
+            info=dict(infos[i]),
+        )
+        known = {
+            "energy": data["energy"][i] if np.isfinite(data["energy"][i]) else None,
+            "forces": data["forces"][own] if np.isfinite(data["forces"][own]).all() else None,
+            "stress": data["stress"][i] if np.isfinite(data["stress"][i]).all() else None,
+        }
+        atoms = with_labels(atoms, **known)
+        if data["energy_weight"][i] != 1:
+            atoms.info["energy_weight"] = float(data["energy_weight"][i])
+        if data["stress_weight"][i] != 1:
+            atoms.info["stress_weight"] = float(data["stress_weight"][i])
+        if np.any(data["force_weight"][own] != 1):
+            atoms.arrays["force_weight"] = np.array(data["force_weight"][own])
+        found.append(atoms)
+    return tuple(found)

@@ -1,9 +1,15 @@
 """Basis and posterior become energy, uncertainty and biased energy, as pure functions.
 
-With D(x) the summed descriptor, E = E_core + sum_i e0(z_i) + c . D and sigma^2 = D^T Sigma D. The biased energy of
-hyperactive learning is H = E - tau sigma (van der Oord et al., npj Comput Mater 9, 168 (2023),
-doi:10.1038/s41524-023-01104-6); its force is that of a linear model with coefficients c - tau Sigma D / sigma, so it
-costs one forward and one reverse pass, as the unbiased one does.
+With D(x) the summed descriptor, E = E_core + sum_i e0(z_i) + c . D. The standard deviation of the model's energy is
+sigma^2 = x^T Sigma x, where the features x are D, the number of atoms of each element (for the uncertainty of e0) and
+functions of the local density (`haljax.ace.density`). sigma is the model's part alone, without noise or calibration:
+it biases, stops and selects. The standard deviations that a user compares with errors, ``energy_std`` and so on, are
+made from it in `haljax.evaluation`.
+
+The biased energy of hyperactive learning is H = E - tau sigma (van der Oord et al., npj Comput Mater 9, 168 (2023),
+doi:10.1038/s41524-023-01104-6); its force is that of a linear model with coefficients c - tau Sigma x / sigma, so it
+costs one forward and one reverse pass, as the unbiased one does. The bias fades where atoms come closer than in the
+data (`haljax.ace.closeness`): there the energy is repulsive, and no tau makes a hole in it.
 """
 
 from __future__ import annotations
@@ -15,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from haljax.ace import ACEBasis, core_energy, descriptor, energy_and_features
+from haljax.ace import ACEBasis, closeness, core_energy, density_features, descriptor, energy_and_features, n_density
 from haljax.ace.features import in_blocks
 from haljax.structures import Neighbours, System, neighbours_at, separations, vectors
 
@@ -38,17 +44,29 @@ class Parameters(NamedTuple):
     ----------
     e0 : (Z,) energy of each isolated element, eV.
     mean : (M,) coefficients, eV.
-    factor : (M, M) square root of the posterior covariance, Sigma = factor @ factor.T.
+    factor : (P, K) square root of the covariance of the first P features, Sigma = factor @ factor.T; P is M, M + Z
+        (with E0) or all of `n_features`.
+    radii : (2, Z, Z) of the core, Å; None for those of the basis.
+    density : (2, Z) reference densities of `haljax.ace.density`; None where the factor has no such rows.
     """
 
     e0: jax.Array
     mean: jax.Array
     factor: jax.Array
+    radii: jax.Array | None = None
+    density: jax.Array | None = None
 
 
 def parameters_of(model: Model) -> Parameters:
     """The arrays of a model that its energies depend on."""
-    return Parameters(*map(jnp.asarray, (model.e0, model.posterior.mean, model.posterior.factor)))
+    return Parameters(
+        *map(jnp.asarray, (model.e0, model.coefficients, model.spread.factor, model.radii, model.density))
+    )
+
+
+def n_features(basis: ACEBasis) -> int:
+    """Number of features that sigma depends on: M functions, Z counts of the elements, functions of the density."""
+    return len(basis) + basis.n_species + n_density(basis)
 
 
 class Evaluation(NamedTuple):
@@ -71,20 +89,51 @@ class Evaluation(NamedTuple):
     force_deviations: Array
 
 
-def _features(basis: ACEBasis, system: System, neighbours: Neighbours, strain: jax.Array | None = None) -> jax.Array:
-    """D (M,); NaN where the neighbour list is incomplete."""
+class Seen(NamedTuple):
+    """What the energy and sigma of a system are made of: the first features that the factor has rows for (P,), the
+    energy of the core and how close the atoms are, ()."""
+
+    features: jax.Array
+    core: jax.Array
+    closeness: jax.Array
+
+
+def features_of(
+    basis: ACEBasis, params: Parameters, system: System, neighbours: Neighbours, strain: jax.Array | None = None
+) -> Seen:
+    """NaN where the neighbour list is incomplete."""
     d, z_j = vectors(system, neighbours, 2 * basis.cutoff, strain)
-    return descriptor(basis, d, jnp.asarray(system.species), z_j) * _poison(neighbours, d.dtype)
+    z_i = jnp.asarray(system.species)
+    parts = [descriptor(basis, d, z_i, z_j, params.radii)]
+    if len(params.factor) > len(basis):
+        parts.append(counts(basis, z_i, d.dtype))
+    if len(params.factor) > len(basis) + basis.n_species:
+        assert params.density is not None
+        parts.append(density_features(basis, params.density, d, z_i, z_j))
+    return Seen(
+        jnp.concatenate(parts) * _poison(neighbours, d.dtype),
+        core_energy(basis, d, z_i, z_j, params.radii),
+        closeness(basis, d, z_i, z_j, params.radii),
+    )
+
+
+def counts(basis: ACEBasis, species: jax.Array, dtype: Any) -> jax.Array:
+    """Number of atoms of each element, (Z,)."""
+    return jnp.sum(species[:, None] == jnp.arange(basis.n_species, dtype=species.dtype)[None, :], axis=0).astype(dtype)
+
+
+def _faded(closeness: jax.Array) -> jax.Array:
+    """The factor () of the bias: 1 for distances as in the data, 0 where a pair is at the core's outer radius."""
+    return (1 - jnp.minimum(closeness, 1.0)) ** 2
+
+
+def _mean(params: Parameters) -> jax.Array:
+    """Coefficients (P,) of the mean for the features of the factor, those of E0 left out (`_one_body` counts them)."""
+    return jnp.pad(params.mean, (0, max(len(params.factor) - len(params.mean), 0)))
 
 
 def _poison(neighbours: Neighbours, dtype: Any) -> jax.Array:
     return jnp.where(jnp.asarray(neighbours.overflow) == 0, 1.0, jnp.nan).astype(dtype)
-
-
-def _core(basis: ACEBasis, system: System, neighbours: Neighbours, strain: jax.Array | None = None) -> jax.Array:
-    """Energy of the repulsive core, () eV."""
-    d, z_j = vectors(system, neighbours, 2 * basis.cutoff, strain)
-    return core_energy(basis, d, jnp.asarray(system.species), z_j)
 
 
 def _one_body(params: Parameters, species: jax.Array) -> jax.Array:
@@ -92,7 +141,7 @@ def _one_body(params: Parameters, species: jax.Array) -> jax.Array:
 
 
 def sigma_of(params: Parameters, features: jax.Array) -> jax.Array:
-    """Posterior standard deviation of the energy, () eV, of a structure with the descriptor (M,)."""
+    """Posterior standard deviation of the energy, () eV, of a structure with the features (P,)."""
     # The floor is added to the square, so that reverse mode meets no root of zero.
     return jnp.sqrt(jnp.sum(_dot(features, params.factor) ** 2) + SIGMA_FLOOR**2)
 
@@ -108,7 +157,8 @@ def total_energy(
     the descriptor."""
     system, neighbours = jax.tree.map(jnp.asarray, (system, neighbours))
     geometry = _Geometry(system.positions, system.cell, strain)
-    linear = _linear_energy(basis, params.mean, geometry, system.species, neighbours.index, neighbours.shift)
+    radii = jnp.asarray(basis.core_radii if params.radii is None else params.radii, system.positions.dtype)
+    linear = _linear_energy(basis, params.mean, geometry, system.species, neighbours.index, neighbours.shift, radii)
     return linear * _poison(neighbours, system.positions.dtype) + _one_body(params, system.species)
 
 
@@ -128,15 +178,16 @@ def _linear_energy(
     species: jax.Array,
     index: jax.Array,
     shift: jax.Array,
+    radii: jax.Array,
 ) -> jax.Array:
-    """Repulsive core and ``coefficients`` (M,) . D, eV.
+    """Repulsive core of these radii, which are constants, and ``coefficients`` (M,) . D, eV.
 
     From positions to forces a block of atoms at a time, so that nothing but the list is ever held for all pairs. And a
     derivative computes nothing twice: with the coefficients known, a block's value and slopes are found together.
     """
 
     def add(total: jax.Array, block: tuple) -> tuple[jax.Array, None]:
-        return total + _block_energy(basis, coefficients, *_with_ends(geometry, species, *block))[0], None
+        return total + _block_energy(basis, coefficients, *_with_ends(geometry, species, *block), radii)[0], None
 
     start = jnp.zeros((), jnp.result_type(coefficients, geometry.positions))
     return jax.lax.scan(add, start, _blocks(geometry, species, index, shift))[0]
@@ -144,13 +195,13 @@ def _linear_energy(
 
 @_linear_energy.defjvp
 def _linear_energy_jvp(basis: ACEBasis, primals: tuple, tangents: tuple) -> tuple[jax.Array, jax.Array]:
-    coefficients, geometry, species, index, shift = primals
+    coefficients, geometry, species, index, shift, radii = primals
     positions, dtype = geometry.positions, geometry.positions.dtype
     both = jax.value_and_grad(partial(_block_energy, basis, coefficients), argnums=(0, 1), has_aux=True)
 
     def add(totals: tuple, block: tuple) -> tuple[tuple, jax.Array]:
         found, at_ends, whole = totals
-        value, (slope, slope_at_ends) = both(*_with_ends(geometry, species, *block))
+        value, (slope, slope_at_ends) = both(*_with_ends(geometry, species, *block), radii)
         at_ends = at_ends.at[jnp.maximum(block[2], 0)].add(slope_at_ends)  # empty slots add zeros to atom 0
         whole = jax.tree.map(jnp.add, whole, slope._replace(positions=None))
         return (jax.tree.map(jnp.add, found, value), at_ends, whole), slope.positions
@@ -188,10 +239,11 @@ def _block_energy(
     z_i: jax.Array,
     z_j: jax.Array,
     shift: jax.Array,
+    radii: jax.Array,
 ) -> tuple[jax.Array, jax.Array]:
     """Repulsive core and ``coefficients`` . D, and D, of the atoms of a block."""
     d = separations(block.positions, ends, z_j, shift, block.cell, 2 * basis.cutoff, block.strain)
-    return energy_and_features(basis, coefficients, d, z_i, z_j)
+    return energy_and_features(basis, coefficients, d, z_i, z_j, radii)
 
 
 def energy_and_sigma(
@@ -205,13 +257,30 @@ def energy_and_sigma(
 
     For the energy's derivatives alone, `total_energy` is faster.
     """
-    features = _features(basis, system, neighbours, strain)
-    energy = (
-        _dot(params.mean, features)
-        + _core(basis, system, neighbours, strain)
-        + _one_body(params, jnp.asarray(system.species))
-    )
-    return energy, sigma_of(params, features)
+    energy, sigma, _ = _energy_sigma_and_fade(basis, params, system, neighbours, strain)
+    return energy, sigma
+
+
+def biased_energy(
+    basis: ACEBasis,
+    params: Parameters,
+    system: System,
+    neighbours: Neighbours,
+    tau: Array,
+    strain: jax.Array | None = None,
+) -> jax.Array:
+    """E - tau sigma, () eV, of one system; the bias fades to zero where atoms come closer than in the data."""
+    energy, sigma, fade = _energy_sigma_and_fade(basis, params, system, neighbours, strain)
+    return energy - tau * fade * sigma
+
+
+def _energy_sigma_and_fade(
+    basis: ACEBasis, params: Parameters, system: System, neighbours: Neighbours, strain: jax.Array | None
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    seen = features_of(basis, params, system, neighbours, strain)
+    linear = _dot(params.mean, seen.features[: len(params.mean)])
+    energy = linear + seen.core + _one_body(params, jnp.asarray(system.species))
+    return energy, sigma_of(params, seen.features), _faded(seen.closeness)
 
 
 def evaluate_system(
@@ -223,33 +292,34 @@ def evaluate_system(
 ) -> Evaluation:
     """Energy, sigma and all their first derivatives, of one system.
 
-    Forces are linear in the coefficients: one forward pass gives the descriptor, and one reverse pass for each set of
-    coefficients its force: the mean, Sigma D / sigma, and the deviations ``draws`` (K, M) of a committee.
+    Forces are linear in the coefficients: one forward pass gives the features, and one reverse pass for each set of
+    coefficients its force: the mean, Sigma x / sigma, and the deviations ``draws`` (K, P) of a committee from the mean.
+    ``sigma_gradient`` and ``sigma_strain`` are those of the bias, which fades as in `biased_energy`.
     """
     strain = jnp.zeros((3, 3), system.positions.dtype)
-    features, pull = jax.vjp(
-        lambda positions, strain: _features(basis, system._replace(positions=positions), neighbours, strain),
+    seen, pull = jax.vjp(
+        lambda positions, strain: features_of(basis, params, system._replace(positions=positions), neighbours, strain),
         system.positions,
         strain,
     )
-    core, core_pull = jax.vjp(
-        lambda positions, strain: _core(basis, system._replace(positions=positions), neighbours, strain),
-        system.positions,
-        strain,
-    )
-    sigma = sigma_of(params, features)
-    slope = _dot(params.factor, _dot(features, params.factor)) / sigma
-    coefficients = jnp.stack([params.mean, slope])
+    sigma, fade = sigma_of(params, seen.features), _faded(seen.closeness)
+    faded = -2 * (1 - jnp.minimum(seen.closeness, 1.0))
+    zero = jnp.zeros_like(seen.core)
+    slope = _dot(params.factor, _dot(seen.features, params.factor)) / sigma
+    coefficients = [Seen(_mean(params), zero + 1, zero), Seen(fade * slope, zero, faded * sigma)]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *coefficients)
     if draws is not None:
-        coefficients = jnp.concatenate([coefficients, draws])
-    gradients, tensions = jax.lax.map(pull, coefficients)
-    core_gradient, core_tension = core_pull(jnp.ones_like(core))
+        none = jnp.zeros(len(draws), zero.dtype)
+        stacked = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), stacked, Seen(draws, none, none))
+    gradients, tensions = jax.lax.map(pull, stacked)
     return Evaluation(
-        _dot(params.mean, features) + core + _one_body(params, jnp.asarray(system.species)),
+        _dot(params.mean, seen.features[: len(params.mean)])
+        + seen.core
+        + _one_body(params, jnp.asarray(system.species)),
         sigma,
-        -(gradients[0] + core_gradient),
+        -gradients[0],
         gradients[1],
-        -_voigt(tensions[0] + core_tension),
+        -_voigt(tensions[0]),
         _voigt(tensions[1]),
         -gradients[2:],
     )
@@ -275,7 +345,9 @@ def potential(model: Model) -> Potential:
     """A model as pure functions of positions, to jit, differentiate, vmap and put into jax-md.
 
     ``energy(R, box=None, species=None, neighbor=None, perturbation=None, parameters=None)`` and likewise ``sigma``
-    and ``biased(…, tau)``; eV.
+    and ``biased(…, tau)``; eV. sigma is the model's standard deviation alone, without noise and calibration, which
+    ``energy_std`` of the calculator has. biased is E - tau sigma, and fades to E where atoms come closer than in the
+    data, so that it is repulsive there whatever tau.
 
     - R (N, 3): positions in Å (real coordinates).
     - box: lattice vectors in **columns** (jax-md), (3, 3), (3,) or a scalar, Å; None for a molecule.
@@ -326,8 +398,8 @@ def potential(model: Model) -> Potential:
         return energy_and_sigma(*arguments(R, box, species, neighbor, perturbation, parameters))[1]
 
     def biased(R, box=None, species=None, neighbor=None, tau=0.0, perturbation=None, parameters=None):
-        value, sigma = energy_and_sigma(*arguments(R, box, species, neighbor, perturbation, parameters))
-        return value - tau * sigma
+        basis, params, system, found, strain = arguments(R, box, species, neighbor, perturbation, parameters)
+        return biased_energy(basis, params, system, found, tau, strain)
 
     return Potential(energy, sigma, biased, neighbours, own, basis.cutoff)
 

@@ -1,144 +1,184 @@
-"""From labelled structures to a model: design rows, E0, weights, evidence; updates and selection."""
+"""From labelled structures to a model: core radii, E0, prior and noise by evidence; updates and selection."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from haljax import bayes
-from haljax.ace import ACEBasis, core_energy, descriptor, descriptor_gradient
+from haljax.ace import ACEBasis
 from haljax.bayes import Posterior, Statistics, accumulate, empty, one_blas_thread, require_x64, seen_rows
-from haljax.devices import cores
+from haljax.bayes.leave_out import groups_of
+from haljax.bayes.prior import Family, learn
 from haljax.model import FitSettings, Model
-from haljax.potentials import _voigt
-from haljax.structures import (
-    Labels,
-    Neighbours,
-    System,
-    bucket,
-    from_atoms,
-    labels,
-    neighbour_list,
-    vectors,
+from haljax.rows import (
+    ENERGY,
+    FORCE,
+    Block,
+    Table,
+    Weights,
+    all_features,
+    blocks_of,
+    examples,
+    in_threads,
+    radii_from,
+    reference_densities,
+    shortest_distances,
+    too_close,
 )
+from haljax.spread import LeaveOneOut, Spread, make_spread, residuals_left_out
+from haljax.structures import bucket, from_atoms, labels, neighbour_list
+from haljax.structures.system import structure_name
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 log = logging.getLogger(__name__)
-Array = Any  # numpy or JAX
 
 # 1 / (3 meV/atom), 1 / (0.1 eV/Å), 1 / (0.03 eV/atom): rows of forces outnumber those of energies 3 N to one.
 ENERGY_WEIGHT, FORCE_WEIGHT, STRESS_WEIGHT = 300.0, 10.0, 30.0
 SMOOTHNESS = 2.0
+SOLVERS = ("auto", "brr", "ard")
+E0_COMMON, E0_OWN = 3.0, 1.0  # eV, prior standard deviations of what all E0 have in common, and of each
+E0_KNOWN = 1e-6  # eV, of an E0 that is given
+ABSURD = 30.0  # a structure is left out where its residual is so many times the median of all
+ABSURD_ENERGY, ABSURD_FORCE = 1.0, 5.0  # and above so many eV per atom, or so many times the rms force label
 
 
 def fit(
     basis: ACEBasis,
     train: Sequence[Atoms],
-    e0: str | Mapping[str, float] = "lsq",
+    e0: str | Mapping[str, float] = "auto",
     energy_weight: float = ENERGY_WEIGHT,
     force_weight: float = FORCE_WEIGHT,
     stress_weight: float = STRESS_WEIGHT,
-    solver: str = "brr",
+    solver: str = "auto",
     smoothness: float = SMOOTHNESS,
 ) -> Model:
     """Fit a linear ACE potential to labelled structures by maximum evidence.
+
+    The defaults are chosen to predict best: the radii of the repulsive core follow the shortest distances in the
+    data, prior and noise are learned, E0 is fitted together with the coefficients, and the standard deviations are
+    calibrated by leaving structures out. ``Model.choice`` says in one line what was chosen.
 
     Parameters
     ----------
     train : structures with energies (eV) and, where there are any, forces (eV/Å) and stresses (eV/Å^3, ASE's
         sign). ``info["energy_weight"]``, ``info["force_weight"]``, ``info["stress_weight"]`` and
-        ``arrays["force_weight"]`` multiply a structure's weights.
-    e0 : energies of the isolated elements: "isolated" takes them from the single atoms in ``train`` that have
-        no neighbour within the cutoff, "lsq" from a least-squares fit of the energies to the composition, or
-        a mapping from element to eV.
+        ``arrays["force_weight"]`` multiply a structure's weights. Structures with the same ``info["group"]`` (frames
+        of one trajectory, say) are left out together, near-copies too.
+    e0 : energies of the isolated elements. "auto": those of isolated atoms in ``train``, of the other elements
+        fitted jointly. "isolated": every element must have an isolated atom. "lsq": fitted jointly, isolated atoms
+        are left out. Or a mapping from element to eV.
     energy_weight, stress_weight : of an energy and a virial component per atom, 1/eV.
     force_weight : of a force component, Å/eV. Only ratios of weights matter: the noise is learned.
-    solver : "brr" (one prior precision for all functions) or "ard" (one each; prunes).
-    smoothness : power p of the prior, under which coefficients of rough functions (large n, l) are smaller.
+    solver : "auto" (a scale and a decay for each correlation order, see `haljax.bayes.prior`), "brr" (one prior
+        precision for all functions) or "ard" (one each; prunes).
+    smoothness : of "brr" and "ard", power p of the prior, under which coefficients of rough functions (large n, l)
+        are smaller.
 
     Raises
     ------
     ValueError : no structures, labels missing or not finite, an element the basis lacks, an unknown solver, a
-        negative weight, nothing that has a weight.
+        negative weight, nothing that has a weight, isolated atoms that contradict each other.
     RuntimeError : x64 is off.
     """
     require_x64()
-    if solver not in ("brr", "ard"):
-        raise ValueError(f"solver must be 'brr' or 'ard', not {solver!r}")
+    if solver not in SOLVERS:
+        raise ValueError(f"solver must be {', '.join(map(repr, SOLVERS[:-1]))} or {SOLVERS[-1]!r}, not {solver!r}")
     train = list(train)
     if not train:
         raise ValueError("there is nothing to fit: give at least one labelled structure")
     for name, value in (("energy", energy_weight), ("force", force_weight), ("stress", stress_weight)):
         if not 0 <= value < np.inf:
             raise ValueError(f"{name}_weight must be a finite number >= 0, not {value}")
-    for i, atoms in enumerate(train):  # here, where i is the index in the caller's list
-        from_atoms(atoms, basis.elements, index=i)
-        labels(atoms, index=i)
-    settings = FitSettings(energy_weight, force_weight, stress_weight, solver, smoothness)
-    one_body = _one_body_energies(basis, train, e0)
-    if e0 == "isolated":
-        train = [atoms for atoms in train if not _isolated(basis, atoms)]
-    statistics = _absorbed(empty(len(basis)), basis, one_body, settings, train)
-    posterior, active = solve(basis, settings, statistics)
-    return Model(basis, one_body, posterior, statistics, active, settings, len(train))
+    _check(basis, train)
+    kept = e0 if isinstance(e0, str) else {str(k): float(v) for k, v in e0.items()}
+    settings = FitSettings(energy_weight, force_weight, stress_weight, solver, smoothness, kept)
+    return _fitted(basis, settings, train)
 
 
 def update(model: Model, new: Sequence[Atoms]) -> Model:
-    """The model after more labelled structures, at fixed E0, weights and hyperparameters.
+    """The model after more labelled structures, at fixed core radii, weights and hyperparameters.
 
-    A rank-k update of the posterior: equal to a refit at the same hyperparameters. The rows wait in the model until
-    its statistics are asked for (`refit`, `Model.save`) or there are more of them than functions.
+    A rank-k update of the posterior: equal to a refit at the same radii and hyperparameters. The covariance of the
+    standard deviations is updated likewise; their noise and scale, and the leave-one-out errors, remain those of the
+    last fit until `refit`. A structure with atoms closer than the core allows is left out, with a warning that names
+    it: `refit` moves the core.
     """
-    blocks = list(_blocks(model.basis, model.e0, model.settings, new))
-    if not blocks:
+    new = list(new)
+    if not new:
         raise ValueError("there is nothing to learn: give at least one labelled structure")
-    rows, targets = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
-    extra = bucket(len(rows)) - len(rows)  # rows of zeros, which say nothing, to one of few shapes
-    with one_blas_thread():
-        posterior = jax.block_until_ready(
-            _update(model.posterior, np.pad(rows * model.active, ((0, extra), (0, 0))), np.pad(targets, (0, extra)))
-        )
-    updated = replace(
+    _check(model.basis, new)
+    n_old = len(model.structures)
+    close = too_close(model.basis, model.radii, shortest_distances(model.basis, new), new)
+    for why in close.values():
+        log.warning("%s is closer than the core allows and was not learned; refit, which moves the core", why)
+    used = [atoms for i, atoms in enumerate(new) if i not in close and not _isolated(model.basis, atoms)]
+    blocks = list(blocks_of(model.basis, model.radii, model.density, Weights(*model.settings.weights), used))
+    ignored = dict(model.ignored) | {n_old + i: why for i, why in close.items()}
+    grown = replace(
         model,
-        posterior=posterior,
-        pending=(*model.pending, (rows, targets)),
-        n_structures=model.n_structures + len(new),
+        structures=(*model.structures, *new),
+        ignored=ignored,
+        n_structures=model.n_structures + len(used),
+        table=None,
+        compressed=None if model.compressed is None else _absorb_legacy(model, blocks),
     )
-    if updated.n_pending > len(model.basis):
-        return replace(updated, compressed=updated.statistics, pending=())
-    return updated
+    if not blocks:
+        return grown
+    rows = np.concatenate([b.rows for b in blocks]) * _mask(model)
+    targets = np.concatenate([b.targets for b in blocks])
+    kind = np.concatenate([b.kind for b in blocks])
+    joint = len(model.posterior.mean)
+    extra = bucket(len(rows)) - len(rows)  # zero-pad to a bucketed shape
+    rows, targets = np.pad(rows, ((0, extra), (0, 0))), np.pad(targets, (0, extra))
+    root = np.pad(np.sqrt(model.spread.precision)[kind], (0, extra))
+    with one_blas_thread():
+        posterior = jax.block_until_ready(_update(model.posterior, rows[:, :joint], targets))
+        spread = model.spread._replace(factor=_narrowed(model.spread.factor, root[:, None] * rows))
+    return replace(grown, posterior=posterior, spread=spread)
 
 
 def refit(model: Model, new: Sequence[Atoms]) -> Model:
-    """The model after more labelled structures, with hyperparameters learned again; E0 and weights stay."""
-    statistics = _absorbed(model.statistics, model.basis, model.e0, model.settings, new)
-    posterior, active = solve(model.basis, model.settings, statistics)
-    return replace(
-        model,
-        posterior=posterior,
-        active=active,
-        compressed=statistics,
-        pending=(),
-        n_structures=model.n_structures + len(new),
-    )
+    """The model after more labelled structures, with core radii, E0 and hyperparameters learned again.
+
+    Equal to a fit of all structures, but that the search for hyperparameters starts from the present ones.
+    """
+    new = list(new)
+    _check(model.basis, new)
+    if model.compressed is not None:
+        return _refit_legacy(model, new)
+    return _fitted(model.basis, model.settings, [*model.structures, *new], model)
+
+
+def informed(model: Model, structures: Sequence[Atoms]) -> Model:
+    """The model with the covariance that it will have once these structures are labelled; the mean is unchanged.
+
+    The variance of a linear Gaussian model does not depend on what the labels are, so that a structure shrinks sigma
+    as soon as it is chosen. Structures need no labels; energies and forces count.
+    """
+    if not structures:
+        return model
+    rows = _unlabelled_rows(model, structures) * _mask(model)[None, :]
+    extra = bucket(len(rows)) - len(rows)
+    with one_blas_thread():
+        factor = _narrowed(model.spread.factor, np.pad(rows, ((0, extra), (0, 0))))
+    return replace(model, spread=model.spread._replace(factor=factor))
 
 
 def select(model: Model, pool: Sequence[Atoms], n: int, given: Sequence[Atoms] = ()) -> list[int]:
     """Indices of the ``n`` structures of an unlabelled pool that are worth labelling together.
 
-    Greedy by conditional posterior variance of the energy: each pick conditions the posterior as if it had
-    been labelled, so near-copies are not picked twice, nor of structures ``given`` whose labels are on their way.
+    Greedy by conditional variance of the energy under the model's sigma: each pick conditions it as if it had been
+    labelled, so near-copies are not picked twice, nor of structures ``given`` whose labels are on their way.
 
     Raises
     ------
@@ -147,165 +187,277 @@ def select(model: Model, pool: Sequence[Atoms], n: int, given: Sequence[Atoms] =
     pool = list(pool)
     if not pool:
         raise ValueError("the pool is empty: give at least one structure to select from")
+    model = informed(model, given)
     scale = model.settings.energy_weight or ENERGY_WEIGHT  # a fit to forces alone still judges by energies
-
-    def rows(structures: Sequence[Atoms]) -> np.ndarray:
-        weight = np.array([scale / len(atoms) for atoms in structures])
-        return descriptors(model.basis, structures) * weight[:, None]
-
-    posterior = model.posterior
-    if given:  # what they will say does not matter for the variance
-        known = np.pad(rows(given) * model.active, ((0, bucket(len(given)) - len(given)), (0, 0)))
-        posterior = _update(posterior, known, known @ np.asarray(posterior.mean))
-    indices, _ = bayes.select(posterior, jnp.asarray(rows(pool))[:, None, :], n)
+    weight = np.array([scale / len(atoms) for atoms in pool])
+    rows = features(model, pool) * weight[:, None]
+    spread = Posterior(
+        mean=jnp.zeros(rows.shape[1]),
+        factor=model.spread.factor,
+        noise_precision=jnp.asarray(model.spread.precision[ENERGY]),
+        prior_precision=jnp.ones(rows.shape[1]),
+        log_evidence=jnp.zeros(()),
+    )
+    indices, _ = bayes.select(spread, jnp.asarray(rows)[:, None, :], n)
     return [int(i) for i in indices]
 
 
-def solve(basis: ACEBasis, settings: FitSettings, statistics: Statistics) -> tuple[Posterior, np.ndarray]:
-    """Posterior at maximum evidence and the mask of active functions (M,)."""
-    if not int(statistics.n):
-        raise ValueError("there is nothing to learn from: every label is missing or has weight 0")
-    scale = jnp.asarray(basis.smoothness(settings.smoothness))
-    with one_blas_thread():
-        posterior, info = jax.block_until_ready(_SOLVERS[settings.solver](seen_rows(statistics), scale))
-    if not np.isfinite(float(posterior.log_evidence)):
-        raise ValueError("the fit is not finite: look for extreme labels or weights among the training structures")
-    if not info.converged:
-        log.warning(
-            "the evidence still grew after %d steps of %s: the model is usable, and sigma perhaps not yet right",
-            int(info.iterations),
-            settings.solver,
+def features(model: Model, structures: Sequence[Atoms]) -> np.ndarray:
+    """Features (n, P) of the energies of structures, as many as the model's spread has rows."""
+    arrays = jnp.asarray(model.radii), jnp.asarray(model.density)
+    found = [np.asarray(all_features(model.basis, *example, *arrays)) for example in examples(model.basis, structures)]
+    return np.stack(found)[:, : len(model.spread.factor)]
+
+
+def descriptors(basis: ACEBasis, structures: Sequence[Atoms], radii: np.ndarray | None = None) -> np.ndarray:
+    """Summed descriptors (n, M) of structures, so that E = e0 + core + c . D."""
+    radii = np.stack(basis.core_radii) if radii is None else radii
+    arrays = jnp.asarray(radii), jnp.zeros((2, basis.n_species))
+    found = [np.asarray(all_features(basis, *example, *arrays)) for example in examples(basis, structures)]
+    return np.stack(found)[:, : len(basis)]
+
+
+# -------------------------------------------------------------------------------------------------- one fit
+
+
+class _Data(NamedTuple):
+    """Rows of the structures that are fitted, and how: what every solver starts from.
+
+    Attributes
+    ----------
+    table : blocks; energies lack nothing but the core. used : indices of their structures.
+    centre : (Z,) eV, of the prior of E0; e0 : (Z, Z) factor of its covariance.
+    forces, others : statistics of P columns, targets without the centre of E0.
+    """
+
+    table: Table
+    used: list[int]
+    centre: np.ndarray
+    e0: np.ndarray
+    forces: Statistics
+    others: Statistics
+
+
+def _fitted(basis: ACEBasis, settings: FitSettings, structures: list[Atoms], before: Model | None = None) -> Model:
+    """The whole of a fit; ``before`` a model of the first of these structures, whose rows may serve again."""
+    alone = [i for i, atoms in enumerate(structures) if _isolated(basis, atoms)]
+    shortest = shortest_distances(basis, structures)
+    radii = radii_from(basis, shortest)
+    close = too_close(basis, radii, shortest, structures)
+    ignored = dict.fromkeys(alone, "an isolated atom") | close
+    for why in close.values():
+        log.warning("%s: atoms as close as in no other structure; the fit leaves it out", why)
+    used = [i for i in range(len(structures)) if i not in ignored]
+    if not used:
+        raise ValueError(
+            "there is nothing to fit: every structure is an isolated atom or has atoms closer than the core allows"
         )
-    return posterior, np.asarray(info.active)
+    density = reference_densities(basis, [structures[i] for i in used]) if before is None else before.density
+    table = _table(basis, settings, structures, used, radii, density, before)
+    absurd: dict[int, str] = {}
+    while True:
+        kept = [k for k, i in enumerate(used) if i not in absurd]
+        here = [used[k] for k in kept]
+        rows = table if not absurd else Table(block for k, block in enumerate(table) if k in set(kept))
+        centre, e0 = _prior_of_e0(basis, settings, structures, alone, here)
+        data = _Data(rows, here, centre, e0, *_statistics(rows, centre, len(basis)))
+        posterior, active, hyperparameters = _solve(basis, settings, data, before)
+        groups = _groups(basis, [structures[i] for i in here], rows)
+        residuals = residuals_left_out(rows, groups, posterior) if len(set(groups)) > 2 else []
+        found = _absurd(structures, here, rows, residuals) if len(absurd) < max(1, len(used) // 10) else None
+        if found is None:
+            break
+        i, why = found
+        log.warning("%s %s: the fit leaves it out; look at its labels", structure_name(structures[i], i), why)
+        absurd[i] = why
+    std = np.where(active, 1 / np.sqrt(np.asarray(posterior.prior_precision[: len(basis)])), 0.0)
+    with one_blas_thread():
+        spread, loo = make_spread(
+            data.table, groups, data.forces, data.others, posterior, std, data.e0, settings.weights, residuals
+        )
+    if not loo.groups:
+        log.warning(
+            "leave-one-out needs three independent structures, and there are %d: the error bars are those of the "
+            "evidence alone, and there is no estimate of the test error",
+            len(set(groups)),
+        )
+    model = Model(
+        basis=basis,
+        posterior=posterior,
+        spread=spread,
+        settings=settings,
+        active=active,
+        radii=radii,
+        density=density,
+        structures=tuple(structures),
+        ignored=ignored | absurd,
+        hyperparameters=hyperparameters,
+        loo=loo,
+        n_structures=len(data.used) + len(alone),
+        table=table,
+    )
+    log.info("%s", model.choice)
+    return model
+
+
+def _table(
+    basis: ACEBasis,
+    settings: FitSettings,
+    structures: list[Atoms],
+    used: list[int],
+    radii: np.ndarray,
+    density: np.ndarray,
+    before: Model | None,
+) -> Table:
+    """Rows of the structures used; those of a model before where its radii still hold."""
+    weights = Weights(*settings.weights)
+    if before is not None and before.table is not None and np.array_equal(before.radii, radii):
+        old = [i for i in range(len(before.structures)) if i in set(used)]
+        if len(old) == len(before.table) and used[: len(old)] == old:
+            fresh = [structures[i] for i in used[len(old) :]]
+            return Table([*before.table, *blocks_of(basis, radii, density, weights, fresh)])
+    return Table(blocks_of(basis, radii, density, weights, [structures[i] for i in used]))
+
+
+def _statistics(table: Table, centre: np.ndarray, M: int) -> tuple[Statistics, Statistics]:
+    """Statistics of force rows and of the others, with the centre of E0 taken off the targets."""
+    n = {kind: sum(int(np.sum((b.kind == FORCE) == kind)) for b in table) for kind in (True, False)}
+    P = next(iter(table)).rows.shape[1]
+
+    def of(forces: bool):
+        for block in table:
+            own = (block.kind == FORCE) == forces
+            rows = block.rows[own]
+            yield rows, block.targets[own] - rows[:, M : M + len(centre)] @ centre
+
+    found = [seen_rows(accumulate(empty(P), of(forces), n[forces])) for forces in (True, False)]
+    if not sum(int(stats.n) for stats in found):
+        raise ValueError("there is nothing to learn from: every label is missing or has weight 0")
+    return found[0], found[1]
+
+
+def _solve(
+    basis: ACEBasis, settings: FitSettings, data: _Data, before: Model | None
+) -> tuple[Posterior, np.ndarray, np.ndarray | None]:
+    """Joint posterior (M + Z) at maximum evidence, the mask of active functions (M,), hyperparameters of "auto"."""
+    M, z = len(basis), basis.n_species
+    with one_blas_thread():
+        joint = _joined(data.forces, data.others, M + z)
+        active, hyperparameters = np.ones(M, bool), None
+        if settings.solver == "auto":
+            start = None if before is None else before.hyperparameters
+            learned = learn(joint, _family(basis), data.e0, start)
+            if not learned.converged and start is not None:
+                learned = learn(joint, _family(basis), data.e0)
+            if not learned.converged:
+                log.warning("the search for hyperparameters did not converge: the model is usable, perhaps not best")
+            alpha, precision, hyperparameters = learned.noise**-2, learned.std**-2, learned.hyperparameters
+            log_evidence = learned.log_evidence
+        else:
+            scale = jnp.asarray(basis.smoothness(settings.smoothness))
+            alone = seen_rows(bayes.statistics.columns(joint, jnp.arange(M)))
+            found, info = jax.block_until_ready(_SOLVERS[settings.solver](alone, scale))
+            if not info.converged:
+                log.warning(
+                    "the evidence still grew after %d steps of %s: the model is usable, and sigma perhaps not yet "
+                    "right",
+                    int(info.iterations),
+                    settings.solver,
+                )
+            alpha, precision, active = found.noise_precision, found.prior_precision, np.asarray(info.active)
+            log_evidence = float(found.log_evidence)
+        posterior = jax.block_until_ready(
+            _joint_posterior(joint, jnp.asarray(alpha), jnp.asarray(precision), jnp.asarray(data.e0), active)
+        )
+    posterior = posterior._replace(mean=posterior.mean.at[M:].add(data.centre), log_evidence=jnp.asarray(log_evidence))
+    if not np.isfinite(log_evidence) or not np.isfinite(np.asarray(posterior.mean)).all():
+        raise ValueError("the fit is not finite: look for extreme labels or weights among the training structures")
+    return posterior, active, hyperparameters
+
+
+@partial(jax.jit, static_argnums=2)
+def _joined(forces: Statistics, others: Statistics, columns: int) -> Statistics:
+    """All rows, of the first columns alone."""
+    table = jnp.concatenate(
+        [jnp.concatenate([s.R[:, :columns], s.z[:, None]], axis=1) for s in (forces, others)]
+        + [jnp.zeros((columns + 1, columns + 1))]
+    )
+    r = jnp.linalg.qr(table, mode="r")
+    rss = forces.rss + others.rss + r[columns, columns] ** 2
+    return Statistics(r[:columns, :columns], r[:columns, columns], rss, forces.n + others.n)
+
+
+@jax.jit
+def _joint_posterior(
+    stats: Statistics, alpha: jax.Array, precision: jax.Array, e0: jax.Array, active: jax.Array
+) -> Posterior:
+    """Posterior of M coefficients with these prior precisions and Z energies with the prior covariance e0 e0^T."""
+    M, z = len(precision), len(e0)
+    scaled = stats._replace(R=jnp.concatenate([stats.R[:, :M], stats.R[:, M:] @ e0], axis=1))
+    mask = jnp.concatenate([active, jnp.ones(z, bool)])
+    found = bayes.posterior(scaled, alpha, jnp.concatenate([precision, jnp.ones(z)]), mask)
+    return found._replace(
+        mean=jnp.concatenate([found.mean[:M], e0 @ found.mean[M:]]),
+        factor=jnp.concatenate([found.factor[:M], e0 @ found.factor[M:]]),
+    )
+
+
+def _family(basis: ACEBasis) -> Family:
+    labels = basis.labels
+    return Family(
+        np.array([label.order for label in labels]),
+        np.array(
+            [label.factors[0][1] if label.centre is None else sum(f[1] for f in label.factors) for label in labels],
+            float,
+        ),
+        np.array([0 if label.centre is None else sum(f[2] for f in label.factors) for label in labels], float),
+    )
 
 
 _SOLVERS = {"brr": jax.jit(bayes.brr), "ard": jax.jit(bayes.ard)}
 _update = jax.jit(bayes.update)
 
 
-def descriptors(basis: ACEBasis, structures: Sequence[Atoms]) -> np.ndarray:
-    """Summed descriptors (n, M) of structures, so that E = e0 + core + c . D."""
-    return np.stack([np.asarray(_descriptor(basis, *example)) for example in examples(basis, structures)])
+@jax.jit
+def _narrowed(factor: jax.Array, rows: jax.Array) -> jax.Array:
+    """The root of a covariance after rows (k, P) in units of their noise."""
+    P, one = len(factor), jnp.ones(())
+    before = Posterior(jnp.zeros(P), factor, one, jnp.ones(P), one)
+    return bayes.update(before, rows, jnp.zeros(len(rows))).factor
 
 
-class Rows(NamedTuple):
-    """The unweighted rows of one structure and what they must reproduce besides the fixed core.
-
-    Attributes
-    ----------
-    energy : (M,) D. forces : (N, 3, M) -dD/dR, 1/Å. virial : (6, M) -dD/d(strain), Voigt.
-    core_energy, core_forces, core_virial : (), (N, 3), (6,) of the repulsive core, eV and Å.
-    """
-
-    energy: Array
-    forces: Array
-    virial: Array
-    core_energy: Array
-    core_forces: Array
-    core_virial: Array
+def _mask(model: Model) -> np.ndarray:
+    """(P,) 1 for columns that the data inform."""
+    P = len(model.spread.factor)
+    return np.concatenate([model.active, np.ones(P - len(model.active))])
 
 
-@partial(jax.jit, static_argnums=0)
-def design_rows(basis: ACEBasis, system: System, neighbours: Neighbours) -> Rows:
-    """All rows of the design matrix that one structure gives."""
-    species = jnp.asarray(system.species)
-    d, z_j = vectors(system, neighbours, 2 * basis.cutoff)
-    value, gradient, tension = descriptor_gradient(basis, d, species, z_j, jnp.asarray(neighbours.index))
+def _unlabelled_rows(model: Model, structures: Sequence[Atoms]) -> np.ndarray:
+    """Rows of energies and forces in units of the noise of the model's spread."""
+    from haljax.rows import all_rows
 
-    def core(positions, strain):
-        moved, _ = vectors(system._replace(positions=positions), neighbours, 2 * basis.cutoff, strain)
-        return core_energy(basis, moved, species, z_j)
+    root = np.sqrt(model.spread.precision)
+    weights = [w or default for w, default in zip(model.settings.weights, (ENERGY_WEIGHT, FORCE_WEIGHT), strict=False)]
+    arrays = jnp.asarray(model.radii), jnp.asarray(model.density)
 
-    start = jnp.asarray(system.positions), jnp.zeros((3, 3), d.dtype)
-    energy, (core_gradient, core_tension) = jax.value_and_grad(core, argnums=(0, 1))(*start)
-    return Rows(
-        value,
-        -gradient,
-        -jax.vmap(_voigt, in_axes=2, out_axes=1)(tension),
-        energy,
-        -core_gradient,
-        -_voigt(core_tension),
-    )
+    def of(example) -> np.ndarray:
+        rows = all_rows(model.basis, *example, *arrays)
+        n = int(np.sum(np.asarray(example[0].species) >= 0))
+        energy = root[ENERGY] * weights[0] / n * np.asarray(rows.energy)[None]
+        forces = root[FORCE] * weights[1] * np.asarray(rows.forces)[:n].reshape(3 * n, -1)
+        return np.concatenate([energy, forces])
+
+    found = in_threads(of, examples(model.basis, structures))
+    return np.concatenate(list(found))[:, : len(model.spread.factor)]
 
 
-@partial(jax.jit, static_argnums=0)
-def _descriptor(basis: ACEBasis, system: System, neighbours: Neighbours) -> jax.Array:
-    d, z_j = vectors(system, neighbours, 2 * basis.cutoff)
-    return descriptor(basis, d, jnp.asarray(system.species), z_j)
+# -------------------------------------------------------------------------------------------------- the data
 
 
-def _weighted(
-    basis: ACEBasis, one_body: np.ndarray, settings: FitSettings, example: tuple[System, Neighbours, Labels]
-) -> tuple[np.ndarray, np.ndarray]:
-    """Weighted rows (r, M) and targets (r,) of one structure; labels that are missing give no rows."""
-    system, neighbours, label = example
-    rows = Rows(*map(np.asarray, design_rows(basis, system, neighbours)))
-    n = len(label.forces)
-    energy = label.energy - one_body[system.species[:n]].sum() - rows.core_energy
-    virial = -label.stress * abs(np.linalg.det(system.cell)) - rows.core_virial
-    weights = np.concatenate(
-        [
-            [settings.energy_weight * label.energy_weight / n],
-            (settings.force_weight * label.force_weight).ravel(),
-            np.full(6, settings.stress_weight * label.stress_weight / n),
-        ]
-    )
-    targets = np.concatenate([[energy], (label.forces - rows.core_forces[:n]).ravel(), virial])
-    matrix = np.concatenate([rows.energy[None], rows.forces[:n].reshape(3 * n, -1), rows.virial])
-    known = np.isfinite(targets) & (weights > 0)
-    return matrix[known] * weights[known, None], targets[known] * weights[known]
-
-
-def examples(basis: ACEBasis, structures: Sequence[Atoms]) -> Iterator[tuple[System, Neighbours]]:
-    """Structures as arrays, all with one neighbour capacity, so that few shapes are compiled."""
-    lists = [
-        neighbour_list(from_atoms(atoms, basis.elements, len(atoms), i), basis.cutoff)
-        for i, atoms in enumerate(structures)
-    ]
-    largest = bucket(max(map(len, structures), default=0))
-    capacity = max((found.index.shape[1] for found in lists), default=0)
-    for atoms, found in zip(structures, lists, strict=True):
-        size = largest
-        while size > 1 and -(-size // 16) >= len(atoms):  # few sizes: padded atoms cost next to nothing
-            size = -(-size // 16)
-        yield from_atoms(atoms, basis.elements, size), found.padded(size, capacity)
-
-
-def _blocks(
-    basis: ACEBasis, one_body: np.ndarray, settings: FitSettings, structures: Sequence[Atoms]
-) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Weighted rows of each structure in order, computed on all cores and devices."""
-    known = [labels(atoms, index=i) for i, atoms in enumerate(structures)]
-    labelled = ((*example, label) for example, label in zip(examples(basis, structures), known, strict=True))
-    # On a CPU the threads keep all cores busy on one device, and a user's choice of a device is theirs.
-    spread_out = jax.default_backend() != "cpu" and getattr(jax.config, "jax_default_device", None) is None
-    devices = jax.local_devices() if spread_out else []
-    workers = max(cores(), len(devices))
-
-    def weighted(k: int, example: tuple[System, Neighbours, Labels]) -> tuple[np.ndarray, np.ndarray]:
-        with jax.default_device(devices[k % len(devices)]) if len(devices) > 1 else nullcontext():
-            return _weighted(basis, one_body, settings, example)
-
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = []
-        for k, example in enumerate(labelled):
-            waiting.append(pool.submit(weighted, k, example))
-            if len(waiting) > 2 * workers:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
-
-
-def _absorbed(
-    statistics: Statistics,
-    basis: ACEBasis,
-    one_body: np.ndarray,
-    settings: FitSettings,
-    structures: Sequence[Atoms],
-) -> Statistics:
-    """Statistics after more structures, block by block: memory does not grow with the data."""
-    blocks = _blocks(basis, one_body, settings, structures)
-    return accumulate(statistics, blocks, sum(1 + 3 * len(atoms) + 6 for atoms in structures))
+def _check(basis: ACEBasis, structures: Sequence[Atoms]) -> None:
+    for i, atoms in enumerate(structures):  # here, where i is the index in the caller's list
+        from_atoms(atoms, basis.elements, index=i)
+        labels(atoms, index=i)
 
 
 def _isolated(basis: ACEBasis, atoms: Atoms) -> bool:
@@ -313,29 +465,148 @@ def _isolated(basis: ACEBasis, atoms: Atoms) -> bool:
     return len(atoms) == 1 and bool(np.all(neighbour_list(from_atoms(atoms, basis.elements), basis.cutoff).index < 0))
 
 
-def _one_body_energies(basis: ACEBasis, train: Iterable[Atoms], e0: str | Mapping[str, float]) -> np.ndarray:
-    """(Z,) eV."""
-    if isinstance(e0, Mapping):
-        if missing := [e for e in basis.elements if e not in e0]:
-            raise ValueError(f"e0 lacks {', '.join(missing)}: give an energy in eV for every element")
-        if bad := [e for e in basis.elements if not np.isfinite(e0[e])]:
-            raise ValueError(f"e0 of {', '.join(bad)} is NaN or infinite: give it in eV")
-        return np.array([float(e0[e]) for e in basis.elements])
-    if e0 == "isolated":
-        found = {atoms.symbols[0]: labels(atoms).energy for atoms in train if _isolated(basis, atoms)}
-        if missing := [e for e in basis.elements if not np.isfinite(found.get(e, np.nan))]:
+def _isolated_energies(structures: Sequence[Atoms], alone: Sequence[int]) -> dict[str, float]:
+    """Energies of the isolated atoms by element, eV; ValueError where two of an element contradict each other."""
+    found: dict[str, tuple[float, int]] = {}
+    for i in alone:
+        element, energy = structures[i].symbols[0], labels(structures[i], index=i).energy
+        if not np.isfinite(energy):
+            continue
+        known, first = found.setdefault(element, (energy, i))
+        if abs(energy - known) > 1e-3:
             raise ValueError(
-                f"e0='isolated' needs the energy of a single atom of {', '.join(missing)}, alone within the "
-                "cutoff, among the training structures; add it, or use e0='lsq' or a mapping"
+                f"structures {first} and {i} are both isolated atoms of {element}, with energies {known:g} and "
+                f"{energy:g} eV: remove one of them, or give e0 as a mapping"
             )
-        return np.array([found[e] for e in basis.elements])
-    if e0 == "lsq":
-        known = [(atoms, label) for atoms in train if (label := labels(atoms)).energy_weight > 0]
-        known = [(atoms, label) for atoms, label in known if np.isfinite(label.energy)]
-        if not known:
-            raise ValueError("e0='lsq' needs energies, but no structure has one; give e0 as a mapping")
-        counts = np.array([[np.sum(atoms.symbols == e) for e in basis.elements] for atoms, _ in known], float)
-        n_atoms = counts.sum(axis=1, keepdims=True)
-        energies = np.array([label.energy for _, label in known])[:, None]
-        return np.linalg.lstsq(counts / n_atoms, energies / n_atoms, rcond=1e-8)[0][:, 0]
-    raise ValueError(f"e0 must be 'lsq', 'isolated' or a mapping from element to eV, not {e0!r}")
+    return {element: energy for element, (energy, _) in found.items()}
+
+
+def _prior_of_e0(
+    basis: ACEBasis, settings: FitSettings, structures: list[Atoms], alone: list[int], used: list[int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Centre (Z,) and factor of the covariance (Z, Z) of the prior of E0, eV."""
+    e0, elements = settings.e0, basis.elements
+    if isinstance(e0, Mapping):
+        if missing := [e for e in elements if e not in e0]:
+            raise ValueError(f"e0 lacks {', '.join(missing)}: give an energy in eV for every element")
+        if bad := [e for e in elements if not np.isfinite(e0[e])]:
+            raise ValueError(f"e0 of {', '.join(bad)} is NaN or infinite: give it in eV")
+        return np.array([float(e0[e]) for e in elements]), E0_KNOWN * np.eye(len(elements))
+    if e0 not in ("auto", "lsq", "isolated"):
+        raise ValueError(f"e0 must be 'auto', 'lsq', 'isolated' or a mapping from element to eV, not {e0!r}")
+    known = {} if e0 == "lsq" else _isolated_energies(structures, alone)
+    if e0 == "isolated" and (missing := [e for e in elements if e not in known]):
+        raise ValueError(
+            f"e0='isolated' needs the energy of a single atom of {', '.join(missing)}, alone within the "
+            "cutoff, among the training structures; add it, or use e0='auto' or a mapping"
+        )
+    counts = np.array([[np.sum(structures[i].symbols == e) for e in elements] for i in used], float)
+    n_atoms = counts.sum(axis=1)
+    energies = np.array([labels(structures[i]).energy for i in used]) / n_atoms
+    if not np.isfinite(energies).any() and len(known) < len(elements):
+        raise ValueError("e0 needs energies, but no structure has one; give e0 as a mapping")
+    absent = [e for e, column in zip(elements, counts.T, strict=True) if not column.any() and e not in known]
+    if absent:
+        log.warning(
+            "no structure has %s: its energies are unknown, with error bars of some %g eV an atom",
+            ", ".join(absent),
+            E0_COMMON,
+        )
+    fixed = np.array([e in known for e in elements])
+    centre = np.array([known.get(e, 0.0) for e in elements])
+    if not fixed.all():
+        # Least squares per atom; medians would do for outliers, but compositions may be many.
+        here = np.isfinite(energies)
+        share = counts[here] / n_atoms[here, None]
+        rest = energies[here] - share @ centre
+        good = np.abs(rest - np.median(rest)) <= 100 * np.median(np.abs(rest - np.median(rest))) + 100.0
+        centre[~fixed] = np.linalg.lstsq(share[good][:, ~fixed], rest[good], rcond=1e-8)[0]
+    own = E0_OWN + 0.25 * np.abs(centre)
+    factor = np.linalg.cholesky(np.diag(own**2) + E0_COMMON**2 * np.ones((len(own), len(own))))
+    factor[fixed] = 0
+    factor[:, fixed] = 0
+    factor[fixed, fixed] = E0_KNOWN
+    if fixed.any() and not fixed.all():
+        free = np.ix_(~fixed, ~fixed)
+        covariance = np.diag(own[~fixed] ** 2) + E0_COMMON**2 * np.ones((np.sum(~fixed),) * 2)
+        factor[free] = np.linalg.cholesky(covariance)
+    return centre, factor
+
+
+def _groups(basis: ACEBasis, structures: Sequence[Atoms], table: Table) -> np.ndarray:
+    """Which structures are left out together."""
+    names = [str(atoms.info["group"]) if "group" in atoms.info else None for atoms in structures]
+    M = len(basis)
+    means = []
+    for block, atoms in zip(table, structures, strict=True):
+        energy = block.rows[block.kind == ENERGY][:, :M] / block.weight[block.kind == ENERGY][:, None]
+        means.append(energy[0] / len(atoms) if len(energy) else np.sum(np.abs(block.rows[:, :M]), axis=0))
+    features = np.array(means)
+    size = np.abs(features).max(axis=0)
+    return groups_of(names, features / np.where(size > 0, size, 1.0))
+
+
+def _absurd(
+    structures: Sequence[Atoms], used: Sequence[int], table: Table, residuals: list[np.ndarray]
+) -> tuple[int, str] | None:
+    """The structure whose labels are furthest from what the others predict, where that is beyond belief."""
+    if len(residuals) < 4:
+        return None
+    energy, force, size = np.full((3, len(used)), np.nan)
+    for k, (block, residual) in enumerate(zip(table, residuals, strict=True)):
+        raw, target = residual / block.weight, block.targets / block.weight
+        if np.any(own := block.kind == ENERGY):
+            energy[k] = np.abs(raw[own]).max() / len(structures[used[k]])
+        if np.any(own := block.kind == FORCE):
+            force[k], size[k] = np.sqrt(np.mean(raw[own] ** 2)), np.sqrt(np.mean(target[own] ** 2))
+    for values, least, unit in (
+        (force, ABSURD_FORCE * np.nanmedian(size) if np.isfinite(size).any() else np.inf, "eV/Å"),
+        (energy, ABSURD_ENERGY, "eV per atom"),
+    ):
+        if not np.isfinite(values).any():
+            continue
+        k = int(np.nanargmax(values))
+        if values[k] > max(ABSURD * np.nanmedian(values), least):
+            return used[k], f"has labels {values[k]:.3g} {unit} from what the other structures predict"
+    return None
+
+
+# -------------------------------------------------------------------------------------------------- models of schema 1
+
+
+def _absorb_legacy(model: Model, blocks: Sequence[Block]) -> Statistics:
+    M = len(model.basis)
+    assert model.compressed is not None
+    parts = [(b.rows[:, :M], b.targets - b.rows[:, M : M + model.basis.n_species] @ model.e0) for b in blocks]
+    return accumulate(model.compressed, parts, sum(len(targets) for _, targets in parts))
+
+
+def _refit_legacy(model: Model, new: list[Atoms]) -> Model:
+    """A model of schema 1 knows its data in compressed form: radii and E0 stay, hyperparameters are learned again."""
+    basis, settings = model.basis, model.settings
+    blocks = list(blocks_of(basis, model.radii, model.density, Weights(*settings.weights), new))
+    statistics = _absorb_legacy(model, blocks)
+    with one_blas_thread():
+        scale = jnp.asarray(basis.smoothness(settings.smoothness))
+        found, info = jax.block_until_ready(_SOLVERS[settings.solver](seen_rows(statistics), scale))
+    z = basis.n_species
+    factor = jnp.pad(found.factor, ((0, z), (0, z)))
+    posterior = found._replace(
+        mean=jnp.concatenate([found.mean, jnp.asarray(model.e0)]),
+        factor=factor,
+        prior_precision=jnp.concatenate([found.prior_precision, jnp.ones(z)]),
+    )
+    alpha = float(found.noise_precision)
+    weights = np.array(settings.weights)
+    noise = alpha**-0.5 / np.where(weights > 0, weights, np.inf)
+    return replace(
+        model,
+        posterior=posterior,
+        spread=Spread(factor, np.full(3, alpha), np.ones(3), noise),
+        active=np.asarray(info.active),
+        compressed=statistics,
+        structures=(*model.structures, *new),
+        loo=LeaveOneOut(),
+        n_structures=model.n_structures + len(new),
+        table=None,
+    )

@@ -2,7 +2,9 @@
 
 Everything is a function of ``d`` (N, K, 3), the vectors to the neighbours in Å, of the centre species
 ``z_i`` (N,) and of the neighbour species ``z_j`` (N, K). Empty slots carry species -1 and a vector longer
-than the cutoff, so they contribute nothing and have no gradient.
+than the cutoff, so they contribute nothing and have no gradient. ``radii`` (2, Z, Z) Å are the inner and outer radii
+of the repulsive core (`haljax.ace.core`), an array that may be traced: other radii compile nothing anew. None stands
+for ``basis.core_radii``.
 """
 
 from __future__ import annotations
@@ -13,12 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from haljax.ace.basis import P_ENVELOPE, ACEBasis
 from haljax.ace.core import switched_zbl
 from haljax.ace.harmonics import real_harmonics
 from haljax.ace.radial import agnesi, polynomials, smooth_step
+
+Array = Any  # numpy or JAX
 
 CPU_BLOCK, DEVICE_BLOCK = 64, 16384  # atoms whose intermediate values are held at a time: cache, and memory
 RECOMPUTED = 256  # atoms beyond which it pays to compute these values anew for a reverse pass
@@ -26,11 +29,16 @@ RECOMPUTED = 256  # atoms beyond which it pays to compute these values anew for 
 _HIGHEST = jax.lax.Precision.HIGHEST  # else a GPU may multiply float32 as TF32
 
 
-def _of_pair(table: np.ndarray, z_i: jax.Array, z_j: jax.Array, dtype) -> jax.Array:
-    """A (Z, Z) table looked up for every neighbour, (N, K); a constant when there is one element."""
+def _of_pair(table: Array, z_i: jax.Array, z_j: jax.Array, dtype) -> jax.Array:
+    """Look up a (Z, Z) table for every neighbour, (N, K); a constant when there is one element."""
     if table.size == 1:
         return jnp.full(z_j.shape, table[0, 0], dtype)
     return jnp.asarray(table, dtype)[jnp.maximum(z_i, 0)[:, None], jnp.maximum(z_j, 0)]
+
+
+def _radii(basis: ACEBasis, radii: Array | None) -> Array:
+    """The radii (2, Z, Z) of the core, those of the basis where None."""
+    return basis.core_radii if radii is None else radii
 
 
 def _distance(d: jax.Array) -> jax.Array:
@@ -42,14 +50,16 @@ def _by_species(z: jax.Array, n_species: int, dtype) -> jax.Array:
     return (z[..., None] == jnp.arange(n_species, dtype=z.dtype).reshape((1,) * z.ndim + (-1,))).astype(dtype)
 
 
-def pair_functions(basis: ACEBasis, r: jax.Array, z_i: jax.Array, z_j: jax.Array, rolled: bool = False) -> jax.Array:
+def pair_functions(
+    basis: ACEBasis, r: jax.Array, z_i: jax.Array, z_j: jax.Array, rolled: bool = False, radii: Array | None = None
+) -> jax.Array:
     """Radial functions of the pair terms at distances ``r`` (N, K) Å -> (N, K, max_degree).
 
     Discrete Legendre polynomials of the Agnesi(1, 3) distance under the envelope
     s^-2 - s_c^-2 + 2 s_c^-3 (s - s_c), s = r / r0 (ACE1x), brought to zero inside the repulsive core.
     """
     r0 = _of_pair(basis.bond_lengths, z_i, z_j, r.dtype)
-    r_in, r_out = (_of_pair(radius, z_i, z_j, r.dtype) for radius in basis.core_radii)
+    r_in, r_out = (_of_pair(radius, z_i, z_j, r.dtype) for radius in _radii(basis, radii))
     s, s_cut = r / r0, basis.cutoff / r0
     x_cut = agnesi(s_cut, 1, 3)
     t = 2 * (agnesi(s, 1, 3) - x_cut) / (1 - x_cut) - 1
@@ -59,10 +69,12 @@ def pair_functions(basis: ACEBasis, r: jax.Array, z_i: jax.Array, z_j: jax.Array
     return polynomials(t, basis.max_degree, 0, 0, rolled) * weight[..., None]
 
 
-def radial_functions(basis: ACEBasis, r: jax.Array, z_i: jax.Array, z_j: jax.Array, rolled: bool = False) -> jax.Array:
+def radial_functions(
+    basis: ACEBasis, r: jax.Array, z_i: jax.Array, z_j: jax.Array, rolled: bool = False, radii: Array | None = None
+) -> jax.Array:
     """Radial functions R_n of the many-body terms, (N, K, n_max); zero beyond the cutoff and inside the core."""
     r0 = _of_pair(basis.bond_lengths, z_i, z_j, r.dtype)
-    r_in = _of_pair(basis.core_radii[0], z_i, z_j, r.dtype)
+    r_in = _of_pair(_radii(basis, radii)[0], z_i, z_j, r.dtype)
     x_cut = agnesi((basis.cutoff - r_in) / (r0 - r_in), 2, 4)
     x = agnesi((r - r_in) / (r0 - r_in), 2, 4)
     t = 1 - 2 * (x - x_cut) / (1 - x_cut)
@@ -125,7 +137,7 @@ def coupled_slope(basis: ACEBasis, a: jax.Array) -> jax.Array:
     return slope
 
 
-def descriptor(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
+def descriptor(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array, radii: Array | None = None) -> jax.Array:
     """Basis functions summed over the atoms of a structure, D (M,), so that E = c . D.
 
     A large structure is taken in blocks of atoms, whose intermediate values are computed anew for a reverse pass: they
@@ -133,22 +145,27 @@ def descriptor(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array) ->
     """
     blocks = in_blocks((d, z_i, z_j), ([2 * basis.cutoff, 0, 0], -1, -1), whole=RECOMPUTED)
     if len(blocks[0]) == 1:
-        return _descriptor(basis, d, z_i, z_j)
-    one = jax.checkpoint(lambda block: _descriptor(basis, *block))
+        return _descriptor(basis, d, z_i, z_j, radii)
+    one = jax.checkpoint(lambda block: _descriptor(basis, *block, radii))
     start = jnp.zeros(len(basis), d.dtype)
     return jax.lax.scan(lambda total, block: (total + one(block), None), start, blocks)[0]
 
 
 def energy_and_features(
-    basis: ACEBasis, coefficients: jax.Array, d: jax.Array, z_i: jax.Array, z_j: jax.Array
+    basis: ACEBasis,
+    coefficients: jax.Array,
+    d: jax.Array,
+    z_i: jax.Array,
+    z_j: jax.Array,
+    radii: Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Repulsive core and ``coefficients`` (M,) . D in eV, and D (M,), of so few atoms that they need no blocks."""
     # Else XLA forms vectors, distances and radial functions, and slopes by them, anew in each of the many loops that
     # begin with one: twice the time.
     held = jax.lax.optimization_barrier
     d = held(d)
-    features = _descriptor(basis, d, z_i, z_j, held)
-    return jnp.dot(coefficients, features, precision=_HIGHEST) + core_energy(basis, d, z_i, z_j), features
+    features = _descriptor(basis, d, z_i, z_j, radii, held)
+    return jnp.dot(coefficients, features, precision=_HIGHEST) + core_energy(basis, d, z_i, z_j, radii), features
 
 
 def in_blocks(arrays: tuple[jax.Array, ...], fills: tuple[Any, ...], whole: int = 0) -> tuple[jax.Array, ...]:
@@ -172,16 +189,17 @@ def _descriptor(
     d: jax.Array,
     z_i: jax.Array,
     z_j: jax.Array,
-    held: Callable[[jax.Array], jax.Array] = lambda values: values,
+    radii: Array | None,
+    held: Callable[..., Any] = lambda values: values,
 ) -> jax.Array:
     """As `descriptor`, of one block; what is used more than once as ``held``."""
     tables, dtype = basis.tables, d.dtype
     r = held(_distance(d))
     centre, neighbour = _by_species(z_i, basis.n_species, dtype), _by_species(z_j, basis.n_species, dtype)
-    pair = _pair_sums(basis, pair_functions(basis, r, z_i, z_j), centre, neighbour)
+    pair = _pair_sums(basis, pair_functions(basis, r, z_i, z_j, radii=radii), centre, neighbour)
     if not tables.levels:
         return pair
-    radial, unit = held(radial_functions(basis, r, z_i, z_j)), held(d / r[..., None])
+    radial, unit = held(radial_functions(basis, r, z_i, z_j, radii=radii)), held(d / r[..., None])
     a = density(basis, radial, real_harmonics(unit, tables.l_max), neighbour)
     sums = jnp.concatenate([jnp.matmul(level, centre, precision=_HIGHEST) for level in monomials(basis, a)])
     return jnp.concatenate([pair, couple(basis, sums).T.reshape(-1)])
@@ -195,19 +213,35 @@ def _pair_sums(basis: ACEBasis, functions: jax.Array, centre: jax.Array, neighbo
     )
 
 
-def core_energy(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
+def core_energy(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array, radii: Array | None = None) -> jax.Array:
     """Energy of the fixed repulsive core, eV."""
     dtype = d.dtype
     numbers = jnp.asarray(basis.numbers, dtype)
-    r_in, r_out = (_of_pair(radius, z_i, z_j, dtype) for radius in basis.core_radii)
+    r_in, r_out = (_of_pair(radius, z_i, z_j, dtype) for radius in _radii(basis, radii))
     energy = switched_zbl(
         _distance(d), numbers[jnp.maximum(z_i, 0)][:, None], numbers[jnp.maximum(z_j, 0)], r_in, r_out
     )
     return 0.5 * jnp.sum(jnp.where(z_j >= 0, energy, 0.0))
 
 
+def closeness(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array, radii: Array | None = None) -> jax.Array:
+    """How far atoms have come closer than the data, (): 0 where no pair is within 1.15 outer radii of the core.
+
+    Each pair adds a smooth step that is 1 at the outer radius. Data that chose the radii have no pair within 1.25 of
+    them (`haljax.rows.radii_from`), so that this is 0 for structures like them.
+    """
+    outer = _of_pair(_radii(basis, radii)[1], z_i, z_j, d.dtype)
+    steps = jnp.where(z_j >= 0, smooth_step(_distance(d), 1.15 * outer, outer), 0.0)
+    return 0.5 * jnp.sum(steps)
+
+
 def descriptor_gradient(
-    basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array, index: jax.Array
+    basis: ACEBasis,
+    d: jax.Array,
+    z_i: jax.Array,
+    z_j: jax.Array,
+    index: jax.Array,
+    radii: Array | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Descriptor with its derivatives, the rows of a design matrix.
 
@@ -237,7 +271,7 @@ def descriptor_gradient(
     unit = d / r[..., None]
 
     def along_bond(functions):
-        return jax.jvp(lambda r: functions(basis, r, z_i, z_j, rolled=True), (r,), (jnp.ones_like(r),))
+        return jax.jvp(lambda r: functions(basis, r, z_i, z_j, True, radii), (r,), (jnp.ones_like(r),))
 
     pair, pair_slope = (0.5 * part for part in along_bond(pair_functions))  # half: both directions of a pair are listed
     radial, radial_slope = along_bond(radial_functions)

@@ -38,12 +38,12 @@ def _check_output(path: Path) -> None:
 
 
 def _energies(context: click.Context, parameter: click.Parameter, value: str | None) -> Any:
-    if value is None or value in ("lsq", "isolated"):
+    if value is None or value in ("auto", "lsq", "isolated"):
         return value
     try:
         return {e.strip(): float(x) for e, x in (pair.split("=") for pair in value.split(","))}
     except ValueError as error:
-        raise click.BadParameter("give lsq, isolated or energies in eV such as Al=-3.1,Cu=-3.5") from error
+        raise click.BadParameter("give auto, lsq, isolated or energies in eV such as Al=-3.1,Cu=-3.5") from error
 
 
 @click.command(cls=Command)
@@ -53,12 +53,16 @@ def _energies(context: click.Context, parameter: click.Parameter, value: str | N
 @click.option("--cutoff", type=float, default=5.0, show_default=True, help="Radius of an environment, Å.")
 @click.option("--order", type=int, default=3, show_default=True, help="Correlation order.")
 @click.option("--max-degree", type=int, default=10, show_default=True, help="Bound on the sum of n + 1.5 l.")
-@click.option("--e0", callback=_energies, help="lsq, isolated, or Al=-3.1,Cu=-3.5 in eV.  [default: lsq]")
+@click.option("--e0", callback=_energies, help="auto, lsq, isolated, or Al=-3.1,Cu=-3.5 in eV.  [default: auto]")
 @click.option("--energy-weight", type=float, help="Of an energy per atom, 1/eV.")
 @click.option("--force-weight", type=float, help="Of a force component, Å/eV.")
 @click.option("--stress-weight", type=float, help="Of a virial component per atom, 1/eV.")
-@click.option("--solver", type=click.Choice(["brr", "ard"]), help="One prior precision, or one each.")
-@click.option("--smoothness", type=float, help="Power of the smoothness prior.")
+@click.option(
+    "--solver",
+    type=click.Choice(["auto", "brr", "ard"]),
+    help="A prior learned from the data, one precision for all functions, or one each.  [default: auto]",
+)
+@click.option("--smoothness", type=float, help="Power of the smoothness prior of brr and ard.")
 @click.option("--test", type=FILE, help="Labelled structures to evaluate the model on.")
 def fit(
     train: Path,
@@ -71,7 +75,10 @@ def fit(
     **settings: Any,
 ) -> None:
     """Fit a potential to the labelled structures in TRAIN."""
+    from dataclasses import replace
+
     import haljax as hx
+    from haljax.evaluation import left_out_words
 
     _check_output(output)
     structures, tests = _read(train), _read(test) if test else []
@@ -81,9 +88,10 @@ def fit(
     basis = hx.ace_basis(symbols, cutoff, order, max_degree)
     with _about(train):
         model = hx.fit(basis, structures, **{k: v for k, v in settings.items() if v is not None})
-        table = hx.evaluate(model, structures)
+        table = replace(hx.evaluate(model, structures), note=left_out_words(model) if model.loo.groups else "")
     model.save(output)
-    click.echo(f"{len(basis)} functions, {len(structures)} structures: {output}\n\nerrors on {train}\n{table}")
+    click.echo(f"{len(basis)} functions, {len(structures)} structures: {output}\n{model.choice}")
+    click.echo(f"\nerrors on {train}\n{table}")
     if test:
         with _about(test):
             click.echo(f"\nerrors on {test}\n{hx.evaluate(model, tests)}")

@@ -122,8 +122,10 @@ def _one_body(value: Any) -> Any:
             if isinstance(energy, bool) or not isinstance(energy, int | float) or not abs(energy) < float("inf"):
                 raise ValueError(f"{element} = {shown(energy)} should be an energy in eV")
         return {str(element): float(energy) for element, energy in value.items()}
-    if value not in ("lsq", "isolated"):
-        raise ValueError("should be 'lsq', 'isolated' or a table of energies in eV, such as {Al = -3.1, Cu = -3.5}")
+    if value not in ("auto", "lsq", "isolated"):
+        raise ValueError(
+            "should be 'auto', 'lsq', 'isolated' or a table of energies in eV, such as {Al = -3.1, Cu = -3.5}"
+        )
     return value
 
 
@@ -197,18 +199,19 @@ def _of_training(name: str) -> float:
 class Fit(Table):
     """``[fit]``: arguments of `haljax.fit`."""
 
-    e0: Annotated[str | dict[str, float], PlainValidator(_one_body)] = "lsq"
-    """energies of the isolated elements: 'lsq', 'isolated' or a table in eV"""
+    e0: Annotated[str | dict[str, float], PlainValidator(_one_body)] = "auto"
+    """energies of the isolated elements: 'auto' (isolated atoms where there are any), 'lsq', 'isolated' or a table in
+    eV"""
     energy_weight: Positive = Field(default_factory=partial(_of_training, "ENERGY_WEIGHT"))
     """weight of an energy per atom, 1/eV"""
     force_weight: Positive = Field(default_factory=partial(_of_training, "FORCE_WEIGHT"))
     """weight of a force component, Å/eV"""
     stress_weight: NotNegative = Field(default_factory=partial(_of_training, "STRESS_WEIGHT"))
     """weight of a virial component per atom, 1/eV"""
-    solver: Literal["brr", "ard"] = "brr"
-    """one prior precision for all functions, or one each"""
+    solver: Literal["auto", "brr", "ard"] = "auto"
+    """'auto': a smooth prior learned from the data; 'brr': one prior precision for all functions; 'ard': one each"""
     smoothness: NotNegative = Field(default_factory=partial(_of_training, "SMOOTHNESS"))
-    """power of the smoothness prior"""
+    """power of the smoothness prior of 'brr' and 'ard'"""
 
 
 class Dynamics(Table):

@@ -13,7 +13,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from haljax.ace import ACEBasis
-from haljax.bayes import committee
 from haljax.config import Dynamics, per_replica
 from haljax.devices import cores
 from haljax.hal.trajectory import Conditions, HALParameters, Observation, Protocol, Run, room, run
@@ -73,8 +72,8 @@ def explore(
     from ase.data import atomic_masses
 
     basis = model.basis
-    deviations = committee(jax.random.fold_in(key, 1 << 20), model.posterior, dynamics.committee)
-    params = HALParameters(parameters_of(model), deviations - model.posterior.mean[None, :])
+    noise = jax.random.normal(jax.random.fold_in(key, 1 << 20), (dynamics.committee, model.spread.factor.shape[1]))
+    params = HALParameters(parameters_of(model), noise @ model.spread.factor.T)
     masses = atomic_masses[list(basis.numbers)]
     own = [dynamics.overridden(atoms.info) for atoms in starts]
     conditions = [_conditions(replica, atoms, i) for i, (replica, atoms) in enumerate(zip(own, starts, strict=True))]

@@ -132,7 +132,7 @@ class Observation(NamedTuple):
 
 
 class HALParameters(NamedTuple):
-    """A model for dynamics: its `Parameters` and deviations (K, M) of committee members from the mean."""
+    """A model for dynamics: its `Parameters` and deviations (K, P) of committee members from the mean."""
 
     linear: Parameters
     deviations: jax.Array

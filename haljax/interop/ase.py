@@ -9,7 +9,7 @@ from ase import Atoms
 from ase.calculators.calculator import Calculator as ASECalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 
-from haljax.evaluation import evaluate_one, force_std_one
+from haljax.evaluation import evaluate_one, stds_one
 from haljax.model import Model
 from haljax.potentials import parameters_of
 from haljax.structures import Neighbours, System, from_atoms, neighbour_list
@@ -18,16 +18,17 @@ SKIN = 0.5  # Å by which neighbour lists reach beyond the cutoff, so that they 
 
 
 class Calculator(ASECalculator):
-    """Energy, forces and stress of a fitted model, with their posterior standard deviations.
+    """Energy, forces and stress of a fitted model, with the standard deviations that it predicts for their errors.
 
     ``results`` hold energy and free_energy (eV), forces (eV/Å), stress (Voigt, eV/Å^3; periodic cells only)
-    and energy_std (eV); ``forces_std`` (N, 3) (eV/Å) is computed when asked for:
-    ``atoms.calc.get_property("forces_std", atoms)``. Standard deviations carry the model's calibration
-    factors.
+    and energy_std (eV); ``forces_std`` (N, 3) (eV/Å) and ``stress_std`` (6,) (eV/Å^3) are computed when asked for:
+    ``atoms.calc.get_property("forces_std", atoms)``. Each is the standard deviation of the reference's label around
+    the prediction: model, core and noise together, calibrated. The model's part alone, which biases dynamics, is
+    ``potential(model).sigma``.
     """
 
     implemented_properties = [
-        "energy", "free_energy", "forces", "stress", "energy_std", "forces_std",
+        "energy", "free_energy", "forces", "stress", "energy_std", "forces_std", "stress_std",
     ]  # fmt: skip
 
     def __init__(self, model: Model, **kwargs) -> None:
@@ -52,7 +53,7 @@ class Calculator(ASECalculator):
         model, n = self.model, len(self.atoms)
         if self._parameters[0] is not model:
             self._parameters, self._made, self._capacity = (model, parameters_of(model)), None, 0
-        if "stress" in properties and not self.atoms.pbc.all():
+        if {"stress", "stress_std"} & set(properties) and not self.atoms.pbc.all():
             raise PropertyNotImplementedError("stress needs a cell that is periodic along all three axes")
         system, found = self._arrays(self.atoms)
         result = evaluate_one(model, system, found, self._parameters[1])
@@ -62,12 +63,15 @@ class Calculator(ASECalculator):
             "energy": float(result.energy),
             "free_energy": float(result.energy),
             "forces": result.forces[:n],
-            "energy_std": float(result.sigma) * model.energy_calibration,
+            "energy_std": float(result.energy_std),
         }
         if self.atoms.pbc.all():
             self.results["stress"] = -result.virial / self.atoms.get_volume()
-        if "forces_std" in properties:
-            self.results["forces_std"] = force_std_one(model, system, found)[:n]
+        if {"forces_std", "stress_std"} & set(properties):
+            stds = stds_one(model, system, found, self._parameters[1])
+            self.results["forces_std"] = stds.forces[:n]
+            if self.atoms.pbc.all():
+                self.results["stress_std"] = stds.virial / self.atoms.get_volume()
 
     def _arrays(self, atoms: Atoms) -> tuple[System, Neighbours]:
         """The atoms as arrays, with the list made last while it is complete, else with a new one.

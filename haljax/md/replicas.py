@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from haljax.ace import ACEBasis
-from haljax.potentials import Parameters, energy_and_sigma
+from haljax.potentials import Parameters, biased_energy
 from haljax.structures import Neighbours, NeighbourState, System, must_rebuild, refresh
 
 MARGIN = 0.2  # Å of the skin kept for the motion between looking at the list and using it
@@ -71,8 +71,7 @@ def hamiltonian(basis: ACEBasis) -> Hamiltonian:
     """H = E - tau sigma for replica dynamics, with `Parameters` as its parameters. The same object every time."""
 
     def biased(params: Parameters, system: System, neighbours: Neighbours, tau: jax.Array) -> jax.Array:
-        energy, sigma = energy_and_sigma(basis, params, system, neighbours)
-        return energy - tau * sigma
+        return biased_energy(basis, params, system, neighbours, tau)
 
     return Hamiltonian(biased, basis.cutoff)
 

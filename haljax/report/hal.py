@@ -202,7 +202,7 @@ def _coefficient_picture(model: Model) -> Figure:
         name = label.centre or "–".join(element for element, *_ in label.factors)
         columns.setdefault((label.order, name), []).append(i)
     columns = dict(sorted(columns.items(), key=lambda item: item[0][0]))  # by order; elements as in the basis
-    size = np.abs(np.asarray(model.posterior.mean))
+    size = np.abs(model.coefficients)
     kept = model.active & (size > 0)
     floor = 10 ** np.floor(np.log10(size[kept].min(initial=1.0)))
 
@@ -297,20 +297,21 @@ def dimers(model: Model, train: Sequence[Atoms]) -> list[Dimer]:
 
     basis = model.basis
     seen = _shortest(basis.numbers, basis.cutoff, train)
+    radii = jnp.asarray(model.radii)
 
     @jax.jit
     def energies(r: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         def one(r: jax.Array) -> tuple[jax.Array, jax.Array]:
             along = jnp.stack([r, -r])[:, None, None] * jnp.array([1.0, 0.0, 0.0])[None, None, :]
             dimer = basis, along, z, z[::-1, None]
-            return core_energy(*dimer), jnp.asarray(model.posterior.mean) @ descriptor(*dimer)
+            return core_energy(*dimer, radii), jnp.asarray(model.coefficients) @ descriptor(*dimer, radii)
 
         return jax.vmap(one)(r)
 
     curves = []
     for a, b in basis.pairs:
-        inner, outer = (float(radius[a, b]) for radius in basis.core_radii)
-        r = np.linspace(0.3 * outer / CORE_OUTER, basis.cutoff, 500)
+        inner, outer = (float(radius[a, b]) for radius in model.radii)
+        r = np.linspace(0.3 * basis.core_radii[1][a, b] / CORE_OUTER, basis.cutoff, 500)
         core, fitted = energies(jnp.asarray(r), jnp.array([a, b]))
         name = f"{basis.elements[a]}–{basis.elements[b]}"
         curves.append(Dimer(name, r, np.asarray(core), np.asarray(fitted), (inner, outer), seen[a, b]))
@@ -429,7 +430,8 @@ def _calibration_picture(calibration: Calibration) -> Figure:
             observed = 100 * np.array(getattr(calibration, f"{what}_{when}"), float)
             ax.plot(nominal, observed, shape, color=colour, markersize=5)
             factor = getattr(calibration, f"{what}_factor")
-            text = f"after: sigma × {factor:.3g}" if when == "after" else when
+            count = getattr(calibration, f"{what}_values")
+            text = f"after: × {factor:.3g} ({count} values)" if when == "after" else when
             note(ax, 0.97, 0.13 - 0.07 * k, text, colour, ha="right", fontweight="bold")
         ax.set_title({"energy": "energies", "force": "forces"}[what], fontsize=9, color=INK, loc="left")
     return figure
@@ -483,8 +485,8 @@ def _model_sections(
             "calibration",
             "Calibration of the uncertainty",
             "How often the errors of held-out labels (with the test set, where these were few) lie within "
-            "the predicted intervals, before and after sigma was scaled. On the diagonal the uncertainty is "
-            "true; below it the model is too sure.",
+            "the predicted intervals of energy_std and forces_std, before and after calibration. On the diagonal "
+            "the standard deviations are true; below it the model is too sure.",
             lambda: _calibration_picture(Calibration(**calibration)),
         )
     written = [p for p in (directory / "model.npz", *directory.glob("iterations/*/model.npz")) if p.exists()]

@@ -1,0 +1,244 @@
+"""How far predictions spread around the reference: the covariance behind every standard deviation of a model.
+
+The posterior of the coefficients, at the noise of a fit, is too sure where the basis cannot represent the reference:
+labels are exact, so that what looks like noise is an error of the model, and a thousand force components do not make it
+smaller. `make_spread` therefore forms a second covariance,
+
+- with functions of the density that the mean does not have (`haljax.ace.density`),
+- with prior standard deviations three times as wide, since those of the evidence are for the data's own region,
+- with force rows that count as rho of what they are, ``rho = (coefficients determined) / (rows)`` or its root: as in
+  ensembles that fit each datum exactly (POPS; Swinburne & Perez, Mach. Learn.: Sci. Technol. 6, 015008 (2025),
+  arXiv:2402.01810), whose spread is that of as many data as coefficients,
+
+and then finds from residuals of structures left out (groups together) how much noise is left, for each kind of label.
+The mean is untouched. Which rho is chosen by the density of the labels left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haljax.bayes.leave_out import left_out
+from haljax.bayes.posterior import Posterior
+from haljax.bayes.statistics import Statistics
+from haljax.rows import KINDS, Block, Table
+
+WIDER = 3.0  # prior standard deviations, over those of the evidence
+PSEUDO = 4.0  # structures that would have residuals as expected, beside those there are
+LEAST_NOISE, LEAST_SCALE = 0.05, 0.5  # of the noise of the fit; of the model's standard deviation
+
+
+class Spread(NamedTuple):
+    """What standard deviations are made of.
+
+    Attributes
+    ----------
+    factor : (P, P) root of the covariance of the coefficients of all features, eV.
+    precision : (3,) of weighted rows of energies, forces and stresses in that covariance.
+    scale : (3,) what the model's standard deviation of each kind is multiplied by.
+    noise : (3,) standard deviation, beside the model's, of an energy per atom (eV), a force component (eV/Å) and a
+        virial component per atom (eV).
+    """
+
+    factor: jax.Array
+    precision: np.ndarray
+    scale: np.ndarray
+    noise: np.ndarray
+
+
+class LeaveOneOut(NamedTuple):
+    """Errors on structures that were left out of the fit, groups of like structures together.
+
+    Attributes
+    ----------
+    energy, force, stress : RMSE in eV per atom, eV/Å and eV per atom (virial); NaN where there are no such labels.
+    energy_z, force_z, stress_z : rms of error over predicted standard deviation; near 1 by construction.
+    groups : how many were left out in turn; 0 where there were fewer than three, and no errors.
+    """
+
+    energy: float = np.nan
+    force: float = np.nan
+    stress: float = np.nan
+    energy_z: float = np.nan
+    force_z: float = np.nan
+    stress_z: float = np.nan
+    groups: int = 0
+
+
+@partial(jax.jit, static_argnames="m")
+def spread_factor(
+    forces: Statistics, others: Statistics, std: jax.Array, e0: jax.Array, precision: jax.Array, m: int
+) -> jax.Array:
+    """Root (P, P) of the covariance: rows of forces and of the other labels, and the prior.
+
+    Parameters
+    ----------
+    std : (m,) prior standard deviations of the functions of the basis. e0 : (Z, Z) factor of the prior of E0.
+    precision : (3,) of the rows of each kind, of which energies and stresses have one.
+    """
+    z = len(e0)
+    R = jnp.concatenate([jnp.sqrt(precision[1]) * forces.R, jnp.sqrt(precision[0]) * others.R])
+    P = R.shape[1]
+    whitened = jnp.concatenate([R[:, :m] * std[None, :], R[:, m : m + z] @ e0, R[:, m + z :]], axis=1)
+    r = jnp.linalg.qr(jnp.concatenate([whitened, jnp.eye(P)]), mode="r")
+    root = jax.scipy.linalg.solve_triangular(r, jnp.eye(P))
+    return jnp.concatenate([std[:, None] * root[:m], e0 @ root[m : m + z], root[m + z :]])
+
+
+class _LeftOut(NamedTuple):
+    """Of all rows: residuals and model's variances left out, in weighted units, and kinds."""
+
+    residual: np.ndarray
+    variance: np.ndarray
+    kind: np.ndarray
+
+
+def residuals_left_out(table: Table, groups: Sequence[int], posterior: Posterior) -> list[np.ndarray]:
+    """Weighted residuals (r,) of each structure under the mean of a fit without its group."""
+    factor, mean = np.asarray(posterior.factor), np.asarray(posterior.mean)
+    root = np.sqrt(float(posterior.noise_precision))
+    columns = len(mean)
+    found: dict[int, np.ndarray] = {}
+    for members, block in _grouped(table, groups):
+        rows = block.rows[:, :columns]
+        residual, _ = left_out(root * (rows @ factor), root * (block.targets - rows @ mean))
+        start = 0
+        for i, size in members:
+            found[i] = residual[start : start + size] / root
+            start += size
+    return [found[i] for i in range(len(groups))]
+
+
+def _grouped(table: Table, groups: Sequence[int]):
+    """The members of each group with their numbers of rows, and its rows as one block."""
+    waiting: dict[int, list[tuple[int, Block]]] = {}
+    left = np.bincount(groups)
+    for i, (group, block) in enumerate(zip(groups, table, strict=True)):
+        waiting.setdefault(group, []).append((i, block))
+        left[group] -= 1
+        if not left[group]:
+            members = waiting.pop(group)
+            joined = Block(*(np.concatenate(parts) for parts in zip(*(b for _, b in members), strict=True)))
+            yield [(k, len(b.targets)) for k, b in members], joined
+
+
+def make_spread(
+    table: Table,
+    groups: Sequence[int],
+    forces: Statistics,
+    others: Statistics,
+    posterior: Posterior,
+    std: np.ndarray,
+    e0: np.ndarray,
+    weights: Sequence[float],
+    residuals: list[np.ndarray],
+) -> tuple[Spread, LeaveOneOut]:
+    """The spread of a fit, and its errors on groups left out.
+
+    Parameters
+    ----------
+    std : (M,) prior standard deviations of the mean's coefficients. e0 : (Z, Z) factor of the prior of E0.
+    residuals : of `residuals_left_out`.
+    """
+    alpha = float(posterior.noise_precision)
+    columns = len(posterior.mean)
+    seen = jnp.concatenate([forces.R[:, :columns], others.R[:, :columns]]) @ posterior.factor
+    determined = alpha * float(jnp.sum(seen**2))
+    n_forces = max(int(forces.n), 1)
+    rho = min(1.0, max(determined, 1.0) / n_forces)
+    n_groups = len(set(groups))
+    best = None
+    for share in (1.0,) if n_groups < 3 else (np.sqrt(rho), rho):
+        precision = alpha * np.array([1.0, share, 1.0])
+        factor = spread_factor(
+            forces, others, jnp.asarray(WIDER * std), jnp.asarray(e0), jnp.asarray(precision), m=len(std)
+        )
+        if n_groups < 3:
+            noise = np.full(3, alpha**-0.5)
+            return _spread(factor, precision, np.ones(3), noise, weights), LeaveOneOut()
+        found = _variances(table, groups, np.asarray(factor), precision, residuals)
+        scale, noise, density = _calibrated(found, alpha**-0.5, len(table))
+        if best is None or density > best[0]:
+            best = density, factor, precision, scale, noise, found
+    assert best is not None
+    _, factor, precision, scale, noise, found = best
+    return _spread(factor, precision, scale, noise, weights), _summary(found, scale, noise, weights, n_groups)
+
+
+def _spread(factor, precision, scale, noise, weights) -> Spread:
+    with np.errstate(divide="ignore"):
+        own = np.where(np.asarray(weights) > 0, noise / np.asarray(weights), 0.0)  # of what was not fitted: unknown
+    return Spread(jnp.asarray(factor), precision, scale, own)
+
+
+def _variances(
+    table: Table, groups: Sequence[int], factor: np.ndarray, precision: np.ndarray, residuals: list[np.ndarray]
+) -> _LeftOut:
+    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for members, block in _grouped(table, groups):
+        root = np.sqrt(precision)[block.kind]
+        _, variance = left_out(root[:, None] * (block.rows @ factor), np.zeros(len(block.targets)))
+        parts.append((np.concatenate([residuals[i] for i, _ in members]), variance / root**2, block.kind))
+    return _LeftOut(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+
+
+def _calibrated(found: _LeftOut, noise: float, n_structures: int) -> tuple[np.ndarray, np.ndarray, float]:
+    """Scale (3,) and noise (3,) in weighted units for which residuals left out are as large as predicted.
+
+    Beside the data stand `PSEUDO` structures with residuals as the noise of the fit would have them. Returned too: the
+    log density of the residuals, energies and forces as one structure each.
+    """
+    scales, noises, density = np.ones(3), np.full(3, noise), 0.0
+    for kind in range(3):
+        own = found.kind == kind
+        if not own.any():
+            continue
+        square, variance = found.residual[own] ** 2, np.minimum(found.variance[own], 1e12 * noise**2)
+        expected = variance.mean() + noise**2
+        share = PSEUDO / (PSEUDO + n_structures)
+
+        def excess(
+            scale: float, extra: float, square=square, variance=variance, expected=expected, share=share
+        ) -> float:
+            """Mean square of the standardised residuals, over 1."""
+            z = np.mean(square / (scale**2 * variance + extra**2))
+            prior = expected / (scale**2 * variance.mean() + extra**2)
+            return (1 - share) * z + share * prior - 1
+
+        low, high = LEAST_NOISE * noise, noise
+        while excess(1.0, high) > 0 and high < 1e6 * noise:
+            high *= 2
+        if excess(1.0, low) < 0:  # too wide even without noise
+            noises[kind] = low
+            scales[kind] = max(LEAST_SCALE, np.sqrt(max(1 + excess(1.0, low), LEAST_SCALE**2)))
+        else:
+            for _ in range(60):
+                middle = np.sqrt(low * high)
+                low, high = (middle, high) if excess(1.0, middle) > 0 else (low, middle)
+            noises[kind] = high
+        total = scales[kind] ** 2 * variance + noises[kind] ** 2
+        values = -0.5 * (square / total + np.log(total))
+        density += values.mean()  # forces of a structure are many and alike
+    return scales, noises, float(density)
+
+
+def _summary(
+    found: _LeftOut, scale: np.ndarray, noise: np.ndarray, weights: Sequence[float], n_groups: int
+) -> LeaveOneOut:
+    errors, ratios = [], []
+    for kind in range(len(KINDS)):
+        own = found.kind == kind
+        if not own.any() or not weights[kind]:
+            errors.append(np.nan)
+            ratios.append(np.nan)
+            continue
+        square = found.residual[own] ** 2
+        errors.append(float(np.sqrt(square.mean())) / weights[kind])
+        ratios.append(float(np.sqrt(np.mean(square / (scale[kind] ** 2 * found.variance[own] + noise[kind] ** 2)))))
+    return LeaveOneOut(*errors, *ratios, n_groups)
