@@ -6,11 +6,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.units import kB
 
 from haljax.bayes import committee
 from haljax.config import Dynamics
-from haljax.hal import trajectory
+from haljax.hal import acquisition, trajectory
 from haljax.hal.acquisition import _width, explore, room_for
 from haljax.hal.controller import criterion, relative_force_error
 from haljax.potentials import evaluate_system, parameters_of
@@ -58,6 +59,44 @@ def test_candidates_are_float64_and_what_was_seen_is_near_float64(single, small_
         np.testing.assert_allclose(single.seen.energy[-1, i], exact.energy / len(atoms), atol=1e-5)
         np.testing.assert_allclose(single.seen.sigma[-1, i], exact.sigma / len(atoms), rtol=1e-4)
         np.testing.assert_allclose(single.seen.criterion[-1, i], error, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def hottest(go):
+    """Unbounded replicas, and below the highest temperature of the one that is hottest after its first check."""
+    seen = go().seen
+    replica = int(np.argmax(seen.temperature[1:].max(axis=0) / seen.temperature[0]))
+    assert seen.temperature[1:, replica].max() > seen.temperature[0, replica]
+    return replica, float(seen.temperature[:, replica].max()) * (1 - 1e-9)
+
+
+def test_a_structure_at_which_a_guard_struck_is_a_candidate(go, hottest, monkeypatch):
+    replica, limit = hottest
+    found = go(max_temperature_K=limit)
+    origin, atoms = found.candidates[replica].info["origin"], found.candidates[replica]
+    assert (origin["status"], origin["frame"]) == ("too_hot", "stopped")
+    assert origin["step"] == found.replicas[replica]["step"] > 10
+    # Atoms that are too close for a reference calculator: the structure of the check before.
+    monkeypatch.setattr(acquisition, "SHORTEST", 5.0)
+    found = go(max_temperature_K=limit)
+    before = found.candidates[replica].info["origin"]
+    assert (before["status"], before["frame"]) == ("too_hot", "last safe")
+    assert before["step"] == origin["step"] - 10
+    assert np.any(found.candidates[replica].positions != atoms.positions)
+    # Stopped at the first check: no structure was safe.
+    assert go(max_force=1e-3).candidates == []
+    monkeypatch.undo()
+    assert {a.info["origin"]["frame"] for a in go(max_force=1e-3).candidates} == {"stopped"}
+
+
+def test_what_a_reference_calculator_can_label():
+    pair = Atoms("Cu2", [[0, 0, 0], [0, 0, 1.4]])  # twice the covalent radius: 2.64 Å
+    assert acquisition._can_be_labelled(pair)
+    pair.positions[1, 2] = 1.3
+    assert not acquisition._can_be_labelled(pair)
+    pair.positions[1, 2] = np.nan
+    assert not acquisition._can_be_labelled(pair)
+    assert not acquisition._can_be_labelled(Atoms("Cu", cell=[1.3, 9, 9], pbc=True))  # its own image
 
 
 def test_a_gpu_steps_no_more_replicas_of_a_size_than_there_are(monkeypatch):
