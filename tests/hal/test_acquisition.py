@@ -9,13 +9,15 @@ import pytest
 from ase import Atoms
 from ase.units import kB
 
+import haljax as hx
 from haljax.bayes import committee
 from haljax.config import Dynamics
 from haljax.hal import acquisition, trajectory
-from haljax.hal.acquisition import _width, explore, room_for
+from haljax.hal.acquisition import _width, default_tolerance, expecting, explore, room_for
 from haljax.hal.controller import criterion, relative_force_error
 from haljax.potentials import evaluate_system, parameters_of
-from haljax.structures import from_atoms, neighbour_list
+from haljax.structures import from_atoms, neighbour_list, with_labels
+from haljax.training import descriptors, design_rows, examples
 
 UNBOUNDED = {"tolerance": 1e3, "max_force": 1e3, "min_distance": 0.3}
 
@@ -97,6 +99,51 @@ def test_what_a_reference_calculator_can_label():
     pair.positions[1, 2] = np.nan
     assert not acquisition._can_be_labelled(pair)
     assert not acquisition._can_be_labelled(Atoms("Cu", cell=[1.3, 9, 9], pbc=True))  # its own image
+
+
+def test_what_is_expected_of_chosen_structures_is_their_update_whatever_their_labels(small_model, alloy):
+    chosen = [alloy(90), alloy(91)]
+    model = expecting(small_model, chosen)
+    np.testing.assert_array_equal(model.posterior.mean, small_model.posterior.mean)
+    for labels in (0.0, 7.0):
+        labelled = [with_labels(a, labels, np.full((len(a), 3), labels)) for a in chosen]
+        exact = hx.update(small_model, labelled).posterior.factor
+        covariance = model.posterior.factor @ model.posterior.factor.T
+        np.testing.assert_allclose(covariance, exact @ exact.T, rtol=1e-8, atol=1e-12 * np.abs(covariance).max())
+    before = np.asarray(small_model.posterior.factor @ small_model.posterior.factor.T)
+    rows = descriptors(small_model.basis, chosen)
+    assert np.all(np.einsum("ni,ij,nj->n", rows, before - covariance, rows) > 0)
+    assert expecting(small_model, []) is small_model
+
+
+def test_the_default_tolerance_is_relative_to_the_training_structures(small_model, alloy):
+    dynamics, key = Dynamics(temperature_K=600.0), jax.random.key(5)
+    train = [alloy(i) for i in range(6)]
+    value = default_tolerance(small_model, dynamics, train, key)
+    deviations = committee(jax.random.fold_in(key, 1 << 20), small_model.posterior, dynamics.committee)
+    deviations = np.asarray(deviations - small_model.posterior.mean[None])
+    found = []
+    for atoms in train:
+        rows = design_rows(small_model.basis, *next(examples(small_model.basis, [atoms])))
+        n = len(atoms)
+        slopes = np.asarray(rows.forces)[:n]
+        forces = slopes @ np.asarray(small_model.posterior.mean) + np.asarray(rows.core_forces)[:n]
+        error = np.sqrt(np.mean(np.sum((slopes @ deviations.T) ** 2, axis=1), axis=1))
+        found.append((error / (np.linalg.norm(forces, axis=1) + dynamics.epsilon)).max())
+    expected = acquisition.TOLERANCE_FACTOR * np.quantile(found, acquisition.TOLERANCE_QUANTILE)
+    low, high = acquisition.TOLERANCE_LIMITS
+    assert low < expected < high, "the limits hide what is tested"
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    # It follows the scale of the error bars, within limits.
+    surer = replace(small_model, posterior=small_model.posterior._replace(factor=small_model.posterior.factor / 1e3))
+    assert default_tolerance(surer, dynamics, train, key) == low
+    doubtful = replace(small_model, posterior=small_model.posterior._replace(factor=small_model.posterior.factor * 1e3))
+    assert default_tolerance(doubtful, dynamics, train, key) == high
+
+
+def test_dynamics_without_a_tolerance_are_refused(go):
+    with pytest.raises(ValueError, match="no tolerance: set one, for instance by default_tolerance"):
+        go(tolerance=None)
 
 
 def test_a_gpu_steps_no_more_replicas_of_a_size_than_there_are(monkeypatch):
