@@ -220,11 +220,11 @@ Factor = Annotated[float, Field(ge=1)]
 class Bolder(Table):
     """``bolder`` in ``[dynamics]``: largest factors by which exploration grows bolder while it finds nothing."""
 
-    tau_rel: Factor = 4.0
-    """largest factor of tau_rel; 1 leaves it as it is"""
-    temperature: Factor = 2.0
+    temperature: Factor = 1.5
     """largest factor of temperature_K; 1 leaves it as it is"""
-    n_steps: Factor = 4.0
+    tau_rel: Factor = 2.0
+    """largest factor of tau_rel; 1 leaves it as it is"""
+    n_steps: Factor = 2.0
     """largest factor of n_steps; 1 leaves it as it is"""
 
 
@@ -255,8 +255,8 @@ class Dynamics(Table):
     committee: Annotated[int, Field(ge=2)] = 8
     """members that judge the forces"""
     bolder: Bolder = Bolder()
-    """largest factors { tau_rel = 4, temperature = 2, n_steps = 4 } of bolder exploration: first a stronger bias, then
-    higher temperatures, then longer runs, while no replica meets the tolerance or a guard"""
+    """largest factors { temperature = 1.5, tau_rel = 2, n_steps = 2 } of bolder exploration: first higher temperatures,
+    then a stronger bias, then longer runs, while no replica meets the tolerance or a guard"""
     tau_history: Count = 100
     """steps over which the strength of the bias is averaged"""
     tau_delay: Annotated[int, Field(ge=0)] | None = None

@@ -1,4 +1,4 @@
-"""How boldly to explore: stronger bias, then higher temperature, then longer runs, where nothing was found."""
+"""How boldly to explore: higher temperature, then stronger bias, then longer runs, where nothing was found."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Any, NamedTuple
 from haljax.config import Dynamics, Ramp
 from haljax.config.hal import Schedule
 
-# Order and largest factor of one level, measured on Al-Cu with EMT.
-STEPS = {"tau_rel": 2.0, "temperature": math.sqrt(2.0), "n_steps": 2.0}
+# Order and largest factor of one level. Measured with replicas of 1000 steps on Al-Cu (EMT, 35 labels), median over
+# replicas of the largest criterion, in units of a training structure's: 0.9 as given; temperature x 1.4 1.0, x 2 2.5;
+# tau_rel x 2 1.0, x 4 1.25, but there dynamics fail; n_steps x 4 1.3, at four times the cost.
+STEPS = {"temperature": 1.5, "tau_rel": 2.0, "n_steps": 2.0}
 
 
 class Boldness(NamedTuple):
     """A level of exploration and its factors of the values in ``[dynamics]``; level 0 is the dynamics as given."""
 
     level: int = 0
-    tau_rel: float = 1.0
     temperature: float = 1.0
+    tau_rel: float = 1.0
     n_steps: float = 1.0
 
     def words(self) -> str:

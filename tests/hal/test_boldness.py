@@ -13,7 +13,7 @@ def dynamics(**changes):
 def test_levels_grow_one_factor_at_a_time_up_to_the_limits():
     found = levels(dynamics(bolder={"tau_rel": 4.0, "temperature": 3.0, "n_steps": 1.5}))
     assert found[0] == Boldness() and [b.level for b in found] == list(range(len(found)))
-    assert found[-1][1:] == pytest.approx((4.0, 3.0, 1.5))
+    assert found[-1][1:] == pytest.approx((3.0, 4.0, 1.5))
     for a, b in zip(found, found[1:], strict=False):
         grown = [name for name in STEPS if getattr(b, name) != getattr(a, name)]
         assert len(grown) == 1 and 1 < getattr(b, *grown) / getattr(a, *grown) <= STEPS[grown[0]] * (1 + 1e-12)
@@ -25,13 +25,13 @@ def test_a_factor_of_one_and_a_bias_of_zero_leave_no_level():
     assert levels(dynamics(bolder={"tau_rel": 1.0, "temperature": 1.0, "n_steps": 1.0})) == [Boldness()]
     unbiased = levels(dynamics(tau_rel=[0.0, 0.0]))
     assert len(unbiased) > 1 and all(b.tau_rel == 1 for b in unbiased)
-    assert any(b.tau_rel == 4 for b in levels(dynamics(tau_rel=[0.0, {"from": 0.0, "to": 0.1}])))
+    assert any(b.tau_rel == 2 for b in levels(dynamics(tau_rel=[0.0, {"from": 0.0, "to": 0.1}])))
 
 
 def test_emboldened_dynamics():
     given = dynamics(temperature_K=[300, {"from": 600, "to": 1200}], tau_rel={"from": 0, "to": 0.2}, tolerance=0.3)
     assert emboldened(given, Boldness()) == given
-    bold = emboldened(given, Boldness(5, 4.0, 1.5, 2.5))
+    bold = emboldened(given, Boldness(5, 1.5, 4.0, 2.5))
     assert bold.tau_rel == Ramp(0.0, 0.8) and bold.temperature_K == (450.0, Ramp(900.0, 1800.0))
     assert bold.n_steps == 2500 and bold.tolerance == 0.3
     # What a start structure sets is multiplied too.
