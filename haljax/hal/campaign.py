@@ -136,7 +136,9 @@ class HAL:
         )
 
     def run(self, max_labels: int | None = None, max_iterations: int | None = None) -> Result:
-        """Run until a limit of ``[stop]`` is met; the arguments take the place of those in the config.
+        """Run until nothing is left to find, or a limit of ``[stop]`` is met.
+
+        The arguments replace those limits of the config.
 
         Where `jax.distributed` has more than one process, each of them calls this. Process 0 runs the campaign, the
         others step replicas for it; all return its result.
@@ -324,18 +326,29 @@ class _Campaign(Ledger):
         for number, request in self.requests.items():
             jobs = request["jobs"]
             missing = not any(id in self.labels or id in self.outstanding for id in jobs)
-            if missing and self.given_up(jobs) < set(jobs):
+            if missing and self.given_up(jobs) < set(jobs) and not self._may_fail(number):
                 if isinstance(oracle, Background):
                     oracle.finish()  # others may be good, and were paid for
                 raise RuntimeError(
                     f"no structure of iteration {number} could be labelled; the last failure: {self.last_failure()}. "
-                    "Mend the reference calculator and resume; those that fail once more are left out."
+                    "Fix the reference calculator, then rerun with --resume; structures that fail once more are left "
+                    "out."
                 )
         new = self._unlearned()
         with timed(seconds, "fit"):
             model = self._learn(model, new)
         self._finish_iteration(iteration, model, seconds, new)
         return model
+
+    def _may_fail(self, number: int) -> bool:
+        """Whether the campaign goes on although all labels of an iteration failed: guards struck at all its structures,
+        for which a reference calculator may well fail, and labels of the iteration before succeeded."""
+        asked = {i: request["jobs"] for i, request in self.requests.items() if request["jobs"]}
+        origins = [job["origin"] for job in asked[number].values()]
+        before = max((i for i in asked if i < number), default=None)
+        ids = self._start_ids() if before is None else asked[before]
+        known = any(id in self.labels or id in self.outstanding for id in ids)
+        return known and all(o["status"] in _GUARDS and o.get("frame") == "stopped" for o in origins)
 
     def _unlearned(self) -> list[str]:
         """Training labels that no fit has seen, in the order they were asked for, whatever order they came in."""
@@ -460,7 +473,8 @@ class _Campaign(Ledger):
             raise RuntimeError(
                 f"iteration {iteration}: no replica stayed safe up to its first check ("
                 + ", ".join(sorted({replica["status"] for replica in explored.replicas}))
-                + "); lower the temperature or the time step, or widen the guards in [dynamics], and resume"
+                + "); lower the temperature or the time step, or widen the guards in [dynamics], then rerun with "
+                "--resume"
             )
         pool = [a for a in explored.candidates if c.within_tolerance or a.info["origin"]["status"] != "finished"]
         # The model of the round knows already which structures are on their way.
@@ -617,7 +631,7 @@ class _Campaign(Ledger):
         if not ids:
             raise RuntimeError(
                 "no start structure could be labelled, so there is nothing to fit; the last failure: "
-                f"{self.last_failure()}. Mend the reference calculator and resume."
+                f"{self.last_failure()}. Fix the reference calculator, then rerun with --resume."
             )
         isolated = [id for id in self.labels if id.startswith("isolated-")]
         return fit(self.basis, [self.labels[id][1] for id in isolated + ids], **self.config.fit.model_dump())

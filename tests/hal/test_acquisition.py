@@ -14,6 +14,7 @@ from haljax.bayes import committee
 from haljax.config import Dynamics
 from haljax.hal import acquisition, trajectory
 from haljax.hal.acquisition import _width, default_tolerance, expecting, explore, room_for
+from haljax.hal.boldness import AS_GIVEN, Boldness
 from haljax.hal.controller import criterion, relative_force_error
 from haljax.potentials import evaluate_system, parameters_of
 from haljax.structures import from_atoms, neighbour_list, with_labels
@@ -32,10 +33,10 @@ def starts(alloy):
 
 @pytest.fixture(scope="module")
 def go(small_model, starts):
-    def go(model=small_model, **changes):
+    def go(model=small_model, boldness=AS_GIVEN, **changes):
         dynamics = Dynamics(**{"temperature_K": 600.0, "n_steps": 100, "committee": 4} | UNBOUNDED | changes)
         room = room_for(model.basis, dynamics.skin, starts)
-        return explore(model, dynamics, starts, jax.random.key(0), room, lambda latest: None)
+        return explore(model, dynamics, starts, jax.random.key(0), room, lambda latest: None, boldness)
 
     return go
 
@@ -139,6 +140,19 @@ def test_the_default_tolerance_is_relative_to_the_training_structures(small_mode
     assert default_tolerance(surer, dynamics, train, key) == low
     doubtful = replace(small_model, posterior=small_model.posterior._replace(factor=small_model.posterior.factor * 1e3))
     assert default_tolerance(doubtful, dynamics, train, key) == high
+
+
+def test_bolder_replicas_are_stronger_biased_hotter_and_longer(go):
+    given = go(tau_delay=0, n_steps=40)
+    biased = go(tau_delay=0, n_steps=40, boldness=Boldness(1, tau_rel=2.0))
+    # Up to the first check there is no bias, so that the trajectories are the same.
+    np.testing.assert_allclose(biased.seen.tau[0], 2 * given.seen.tau[0], rtol=1e-12)
+    np.testing.assert_array_equal(biased.seen.criterion[0], given.seen.criterion[0])
+    hot = go(tau_delay=0, n_steps=40, boldness=Boldness(1, temperature=2.0))
+    ratio = hot.seen.temperature.mean() / given.seen.temperature.mean()
+    assert 1.5 < ratio < 2.5
+    long = go(tau_delay=0, n_steps=40, boldness=Boldness(1, n_steps=1.5))
+    assert [replica["step"] for replica in given.replicas + long.replicas] == [40] * 3 + [60] * 3
 
 
 def test_dynamics_without_a_tolerance_are_refused(go):

@@ -361,7 +361,7 @@ def test_labels_that_fail_are_recorded_and_the_campaign_goes_on(tmp_path, calcul
 def test_a_reference_that_always_fails_ends_the_run_with_its_message_and_can_be_mended(tmp_path):
     setup = config(tmp_path, stop={"max_iterations": 1})
     setup["reference"] |= {"calculator": "tests.hal.references.Broken", "max_attempts": 1}
-    with pytest.raises(RuntimeError, match="licence expired.*Mend the reference calculator and resume"):
+    with pytest.raises(RuntimeError, match="licence expired.*Fix the reference calculator, then rerun with --resume"):
         hx.HAL(setup).run()
     with pytest.raises(CampaignMismatch, match="reference.calculator"):
         hx.HAL(config(tmp_path, stop={"max_iterations": 1}), resume=True).run()
@@ -395,7 +395,9 @@ def test_a_reference_that_fails_on_the_way_ends_the_run_which_resumes_when_it_is
 
 def test_dynamics_that_never_stay_safe_end_the_run_until_they_are_changed(tmp_path, no_pictures):
     setup = config(tmp_path, dynamics={"timestep_fs": 400.0}, stop={"max_iterations": 1})
-    with pytest.raises(RuntimeError, match="iteration 1: no replica stayed safe.*lower the temperature.*and resume"):
+    with pytest.raises(
+        RuntimeError, match="iteration 1: no replica stayed safe.*lower the temperature.*rerun with --resume"
+    ):
         hx.HAL(setup).run()
     # Structures at which a guard struck are labelled, once: then the guard itself is to blame.
     with pytest.raises(RuntimeError, match="iteration 2: no replica stayed safe.*too_close.*widen the guards"):
@@ -406,6 +408,24 @@ def test_dynamics_that_never_stay_safe_end_the_run_until_they_are_changed(tmp_pa
     ] * 2
     result = hx.HAL(config(tmp_path), resume=True).run()
     assert "2 iterations done" in result.reason
+
+
+def test_structures_at_which_a_guard_struck_may_all_fail(tmp_path, no_pictures):
+    """Many reference calculators do not converge for them. That the reference works is known from the starts."""
+    down = tmp_path / "down"
+    setup = config(tmp_path, dynamics={"max_force": 1e-3}, stop={"max_iterations": 1})
+    setup["reference"] |= {
+        "calculator": "tests.hal.references.Moody", "arguments": {"unless": str(down)}, "max_attempts": 1,
+    }  # fmt: skip
+
+    def fail_from_the_dynamics_on(event):
+        if event["stage"] == "dynamics":
+            down.touch()
+
+    result = hx.HAL(setup, progress=fail_from_the_dynamics_on).run()
+    assert "1 iterations done" in result.reason
+    assert sorted(r["id"] for r in records(tmp_path, "failed")) == ["1-0", "1-1"]
+    assert records(tmp_path, "iteration")[1]["learned"] == []
 
 
 def test_a_structure_that_fails_alone_is_left_out_when_it_fails_again(tmp_path, no_pictures):
@@ -515,12 +535,9 @@ def test_exploration_that_finds_nothing_grows_bolder_and_ends_without_buying_lab
     assert saved["total"]["force_rmse"] == pytest.approx(iterations[-1]["errors"]["total"]["force_rmse"])
 
 
-def test_bolder_exploration_is_hotter_and_stronger_biased(sure):
+def test_bolder_exploration_is_hotter(sure):
     folder, _ = sure
     seen = [np.load(folder / "run" / "iterations" / f"{i:04d}" / "trajectory.npz") for i in (1, 2, 3)]
-    # The same starts, under the same model: the replicas take the four starts in turn.
-    tau = [np.nanmax(data["tau"], axis=0) for data in seen]
-    assert 1.5 < tau[2][1] / tau[1][0] < 3
     heat = [np.nanmean(data["temperature"]) for data in seen]
     assert min(heat[1:]) > 1.1 * heat[0]
 
