@@ -64,7 +64,7 @@ def campaign(folder: Path, method: str, seed: int, labels: int, explore_K: float
         "start": {"structures": str(structures)},
         "basis": {"elements": ["Al", "Cu"], "cutoff": 5.0, "order": 3, "max_degree": 6},
         "dynamics": {"temperature_K": explore_K, "n_steps": 1000, "timestep_fs": 2.0, **METHODS[method]},
-        "labels": {"per_iteration": 4, "test_fraction": 0.0},
+        "labels": {"per_iteration": 4, "test_fraction": 0.0, "within_tolerance": method == "MD snapshots"},
         "stop": {"max_labels": labels},
         "test": {"reference_md": {"temperature_K": [TEMPERATURE], "frames": 40, "interval": 50, "timestep_fs": 2.0}},
     }

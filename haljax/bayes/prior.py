@@ -2,9 +2,9 @@
 
 The prior standard deviation of a function of correlation order o with radial indices n_t and angular momenta l_t is
 ``exp(s_o - p_o (sum_t n_t + w sum_t l_t) / 5)``: a scale and a decay for each order, one weight of l against n.
-Together with one noise these few numbers are chosen by the evidence, under weak hyper-priors that keep the decays where they
-were found useful (alloys by EMT, silicon, molecules; benchmarks/small_data.py). Few hyperparameters are what a dozen
-structures can determine: relevance determination has one for each function, which fits them to the data.
+Together with one noise these few numbers are chosen by the evidence, under weak hyper-priors that keep the decays where
+they were found useful (alloys by EMT, silicon, molecules; benchmarks/small_data.py). Few hyperparameters are what a
+dozen structures can determine: relevance determination has one for each function, which fits them to the data.
 """
 
 from __future__ import annotations

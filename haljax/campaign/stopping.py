@@ -18,7 +18,8 @@ class Limits:
     max_labels, max_iterations
         Stop once so many are done.
     tolerance, patience
-        Stop once the criterion was below `tolerance` in each of the last `patience` iterations.
+        Stop once the criterion was below `tolerance` in each of the last `patience` iterations, or once `patience`
+        iterations in a row found nothing although they explored as boldly as allowed.
     max_wall_s
         Stop once the campaign has run so many seconds.
 
@@ -42,12 +43,19 @@ class Limits:
 
 
 class Progress(NamedTuple):
-    """What a campaign has done so far; `scores` holds the criterion of each iteration, oldest first."""
+    """What a campaign has done so far.
+
+    Attributes
+    ----------
+    scores : criterion of each iteration, oldest first.
+    idle : iterations in a row, up to the last, that explored as boldly as allowed and found nothing.
+    """
 
     labels: int
     iterations: int
     scores: Sequence[float]
     wall_s: float
+    idle: int = 0
 
 
 def why_stop(limits: Limits, progress: Progress) -> str | None:
@@ -57,6 +65,8 @@ def why_stop(limits: Limits, progress: Progress) -> str | None:
     # Every score has to be below, so that a NaN counts as not converged.
     if tolerance is not None and len(last) == patience and all(score < tolerance for score in last):
         return f"converged: the criterion was below {tolerance:g} in the last {patience} iterations"
+    if progress.idle >= patience:
+        return f"nothing left to find: the boldest exploration found nothing in the last {progress.idle} iterations"
     if limits.max_labels is not None and progress.labels >= limits.max_labels:
         return f"{progress.labels} labels done (max_labels = {limits.max_labels})"
     if limits.max_iterations is not None and progress.iterations >= limits.max_iterations:

@@ -113,6 +113,8 @@ class _Screen:
 
         seconds = time.monotonic() - self.since
         lines = [f"iteration {self.iteration}   {self.labels} labels   {self.stage} {seconds:.0f} s"]
+        if bolder := _bolder(self.dynamics):
+            lines[0] += f"   {bolder}"
         if self.labelling:
             lines.append(_label_line(self.labelling))
         if self.errors:
@@ -126,7 +128,9 @@ class _Screen:
         if not self.dynamics:
             return
         table = Table("replica", "status", box=None, pad_edge=False)
-        for heading in ("step", f"f / {self.config.dynamics.tolerance:g}", "T / K", "P / GPa"):
+        tolerance = _digits(self.dynamics.get("tolerance", self.config.dynamics.tolerance), ".3g")
+        n_steps = round(self.config.dynamics.n_steps * self.dynamics.get("boldness", {}).get("n_steps", 1))
+        for heading in ("step", f"f / {tolerance or 'tolerance'}", "T / K", "P / GPa"):
             table.add_column(heading, justify="right")
         names = ("status", "step", "criterion", "temperature_K", "pressure_GPa")
         rows = list(zip(*(self.dynamics[name] for name in names), strict=True))
@@ -136,7 +140,7 @@ class _Screen:
             table.add_row(
                 str(i),
                 Text(word, style=_STYLES.get(word, "red")),
-                "" if step is None else f"{step}/{self.config.dynamics.n_steps}",
+                "" if step is None else f"{step}/{n_steps}",
                 _digits(f, ".3f"),
                 _digits(temperature, ".0f"),
                 _digits(pressure, ".2f"),
@@ -162,6 +166,13 @@ def _digits(value: float | None, form: str) -> str:
     return "" if value is None or value != value else format(value, form)
 
 
+def _bolder(event: Event) -> str:
+    """How much bolder than ``[dynamics]`` a round explores, in words; empty where it does not."""
+    factors = event.get("boldness", {})
+    words = ", ".join(f"{name} x {factor:.3g}" for name, factor in factors.items() if name != "level" and factor != 1)
+    return f"bolder: {words}" if words else ""
+
+
 def _label_line(event: Event) -> str:
     failed = f", {event['failed']} failed" if event["failed"] else ""
     return f"labels: {event['done']} of {event['total']} done{failed}"
@@ -179,7 +190,12 @@ def _iteration_line(event: Event) -> str:
         counts = Counter(_status(replica["status"]) for replica in replicas)
         parts.append("replicas " + ", ".join(f"{n} {word}" for word, n in counts.most_common()))
     if score := _digits(event["score"], ".3g"):
-        parts.append(f"f {score}")
+        tolerance = _digits(event.get("tolerance"), ".3g")
+        parts.append(f"f {score}" + (f" / {tolerance}" if tolerance else ""))
+    if bolder := _bolder(event):
+        parts.append(bolder)
+    if event.get("found") == 0:
+        parts.append("nothing found")
     if event["errors"]:
         parts.append(_error_words(event["errors"]))
     parts.append(" + ".join(f"{stage} {seconds:.0f}" for stage, seconds in event["seconds"].items()) + " s")

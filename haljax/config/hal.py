@@ -41,8 +41,11 @@ if TYPE_CHECKING:
 # Keys that may differ on resumption: those on which no result depends, limits that may be raised to go on, and the
 # dynamics, since a label is true whatever found it.
 MAY_CHANGE = frozenset(
-    {"directory", "stop", "dynamics", "reference.workers", "reference.timeout_s", "reference.max_attempts"}
-)
+    {
+        "directory", "stop", "dynamics", "labels.within_tolerance", "reference.workers", "reference.timeout_s",
+        "reference.max_attempts",
+    }
+)  # fmt: skip
 # Keys of [dynamics] that a start structure may set for the replicas that set out from it.
 OVERRIDES = (
     "temperature_K", "pressure_GPa", "tau_rel", "n_steps", "timestep_fs", "friction_per_fs", "tolerance", "epsilon",
@@ -214,6 +217,20 @@ class Fit(Table):
     """power of the smoothness prior of 'brr' and 'ard'"""
 
 
+Factor = Annotated[float, Field(ge=1)]
+
+
+class Bolder(Table):
+    """``bolder`` in ``[dynamics]``: largest factors by which exploration grows bolder while it finds nothing."""
+
+    temperature: Factor = 1.5
+    """largest factor of temperature_K; 1 leaves it as it is"""
+    tau_rel: Factor = 2.0
+    """largest factor of tau_rel; 1 leaves it as it is"""
+    n_steps: Factor = 2.0
+    """largest factor of n_steps; 1 leaves it as it is"""
+
+
 class Dynamics(Table):
     """``[dynamics]``: the biased trajectories."""
 
@@ -231,14 +248,18 @@ class Dynamics(Table):
     """fs"""
     friction_per_fs: NotNegative = 0.01
     """of the Langevin thermostat, 1/fs"""
-    tolerance: Positive = 0.2
-    """a replica whose relative force error exceeds it stops"""
+    tolerance: Positive | None = None
+    """a replica whose relative force error exceeds it stops; where absent, it follows from the errors that the model
+    expects on its training structures, anew in each iteration"""
     epsilon: Positive = 0.2
     """eV/Å, in the denominator of the relative force error"""
     criterion: Literal["max", "softmax"] = "max"
     """how the errors of the atoms become one number"""
     committee: Annotated[int, Field(ge=2)] = 8
     """members that judge the forces"""
+    bolder: Bolder = Bolder()
+    """largest factors { temperature = 1.5, tau_rel = 2, n_steps = 2 } of bolder exploration: first higher temperatures,
+    then a stronger bias, then longer runs, while no replica meets the tolerance or a guard"""
     tau_history: Count = 100
     """steps over which the strength of the bias is averaged"""
     tau_delay: Annotated[int, Field(ge=0)] | None = None
@@ -296,6 +317,15 @@ class Dynamics(Table):
             raise ValueError(f"hal_{corrections(type(self), error)[0]}") from None
 
     @model_validator(mode="after")
+    def _tolerance_of_softmax(self) -> Self:
+        if self.criterion == "softmax" and self.tolerance is None:
+            raise ValueError(
+                "criterion = 'softmax' has no default tolerance, since its values depend on the number of atoms; "
+                "set tolerance"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _default_cell_interval(self) -> Self:
         if self.pressure_GPa is not None and self.cell_interval % self.check_interval:
             raise ValueError(
@@ -310,14 +340,19 @@ class Labels(Table):
 
     per_iteration: Count = 4
     """labels of each iteration"""
-    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.1
-    """fraction of the new labels that is held out of the fit"""
+    test_fraction: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """fraction of the new labels that is held out of the fit, to judge the error bars; the fit needs none"""
+    within_tolerance: bool = False
+    """label the last structures of replicas within the tolerance too: plain sampling, which never ends by itself"""
     asynchronous: bool = False
     """go on with dynamics under the model at hand while labels are computed; worth it where these take long"""
 
 
 class Stop(Table):
-    """``[stop]``: when it is enough; the first limit that is met counts."""
+    """``[stop]``: when the campaign ends, at the latest; the first limit that is met counts.
+
+    Without any limit it ends when the boldest exploration has found nothing for ``patience`` iterations.
+    """
 
     max_labels: Count | None = None
     """labels of start and iterations"""
@@ -326,16 +361,15 @@ class Stop(Table):
     tolerance: Positive | None = None
     """stop when the relative force error stayed below it"""
     patience: Count = 3
-    """iterations for which it has to"""
+    """iterations for which it has to, or for which the boldest exploration has to find nothing"""
     max_wall_s: Positive | None = None
     """wall time, s"""
 
-    @model_validator(mode="after")
-    def _stops(self) -> Self:
-        limits = ("max_labels", "max_iterations", "tolerance", "max_wall_s")
-        if all(getattr(self, limit) is None for limit in limits):
-            raise ValueError(f"it would never stop; give at least one of {', '.join(limits)}")
-        return self
+    @property
+    def limited(self) -> bool:
+        """Whether there is a limit."""
+        limits = self.max_labels, self.max_iterations, self.tolerance, self.max_wall_s
+        return any(limit is not None for limit in limits)
 
 
 class ReferenceMD(Table):
@@ -389,10 +423,20 @@ class HALConfig(Config):
     """a table [dynamics] with at least the key temperature_K"""
     labels: Labels = Labels()
     """table on labelling"""
-    stop: Stop
-    """a table [stop] with at least one of max_labels, max_iterations, tolerance, max_wall_s"""
+    stop: Stop = Field({}, validate_default=True)
+    """table of limits"""
     test: Test | None = None
     """table of the test set"""
+
+    @field_validator("stop")
+    @classmethod
+    def _ends(cls, stop: Stop, info: ValidationInfo) -> Stop:
+        if "labels" in info.data and info.data["labels"].within_tolerance and not stop.limited:
+            raise ValueError(
+                "with labels.within_tolerance = true the campaign never ends by itself; give at least one of "
+                "max_labels, max_iterations, tolerance, max_wall_s"
+            )
+        return stop
 
     @field_validator("fit")
     @classmethod

@@ -15,12 +15,15 @@ import numpy as np
 from haljax.ace import ACEBasis
 from haljax.config import Dynamics, per_replica
 from haljax.devices import cores
+from haljax.hal.boldness import AS_GIVEN, Boldness, emboldened
+from haljax.hal.controller import criterion, relative_force_error
 from haljax.hal.trajectory import Conditions, HALParameters, Observation, Protocol, Run, room, run
 from haljax.md import Guards, Status
 from haljax.model import Model
-from haljax.potentials import parameters_of
+from haljax.potentials import Parameters, evaluate_system, parameters_of
 from haljax.processes import gather, heed
-from haljax.structures import System, bucket, from_atoms, stack, to_atoms
+from haljax.rows import examples
+from haljax.structures import Neighbours, System, bucket, from_atoms, stack, to_atoms
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -31,12 +34,27 @@ CACHED = (
 )
 
 
+SHORTEST = 0.5  # of the sum of two covalent radii; closer atoms are more than many reference calculators can label
+
+# Guards that object to a structure. With the other two the dynamics failed: an atom outran its neighbour list, or the
+# numbers are not finite.
+GUARDS = (Status.TOO_CLOSE, Status.LARGE_FORCE, Status.TOO_HOT, Status.HIGH_PRESSURE)
+
+
+# The default tolerance: a factor times a quantile over the training structures, within limits; measured on Al-Cu.
+TOLERANCE_FACTOR, TOLERANCE_QUANTILE = 2.0, 0.9
+TOLERANCE_LIMITS = 0.03, 0.3
+
+
 class Explored(NamedTuple):
     """What a round of dynamics brought.
 
     Attributes
     ----------
-    candidates : structures worth a look, with ``info["origin"]``; a replica that was never safe brings none.
+    candidates : one structure a replica, with ``info["origin"]``: the structure at which it stopped, also where a
+        guard stopped it. Where that structure cannot be labelled (atoms closer than `SHORTEST`, or failed dynamics),
+        the structure of the last safe check; a replica without one has no candidate. ``origin["frame"]`` is
+        "stopped" or "last safe".
     replicas : one summary a replica.
     seen : Observation with leaves (checks, replicas), padded after a replica's end.
     tolerance, timestep_fs : (replicas,), what each ran under.
@@ -58,6 +76,7 @@ def explore(
     key: jax.Array,
     room: Mapping[int, int],
     on_progress: Callable[[Mapping[str, list]], Any],
+    boldness: Boldness = AS_GIVEN,
 ) -> Explored:
     """Run one biased replica from each start until it stops.
 
@@ -66,16 +85,19 @@ def explore(
 
     Parameters
     ----------
+    dynamics : with a tolerance; see `default_tolerance`.
     key : replica i uses fold_in(key, i), so that it can be re-run alone.
     room : neighbours an atom to begin with, by padded size; see `room_for`.
+    boldness : factors of the dynamics of each replica, also of values that a start structure sets.
     """
     from ase.data import atomic_masses
 
     basis = model.basis
-    noise = jax.random.normal(jax.random.fold_in(key, 1 << 20), (dynamics.committee, model.spread.factor.shape[1]))
-    params = HALParameters(parameters_of(model), noise @ model.spread.factor.T)
+    params = HALParameters(parameters_of(model), _deviations(model, dynamics, key))
     masses = atomic_masses[list(basis.numbers)]
-    own = [dynamics.overridden(atoms.info) for atoms in starts]
+    own = [emboldened(dynamics.overridden(atoms.info), boldness) for atoms in starts]
+    if any(replica.tolerance is None for replica in own):
+        raise ValueError("the dynamics have no tolerance: set one, for instance by default_tolerance(model, …)")
     conditions = [_conditions(replica, atoms, i) for i, (replica, atoms) in enumerate(zip(own, starts, strict=True))]
 
     alike: dict[tuple[int, Protocol], list[int]] = {}
@@ -142,7 +164,7 @@ def explore(
 def follow() -> Any:
     """`explore` whenever process 0 says so, until it says something else, which is returned."""
     while isinstance(told := gather(None)[0], Round):
-        explore(*told, lambda latest: None)
+        explore(*told[:-1], lambda latest: None, told.boldness)
     return told
 
 
@@ -154,6 +176,7 @@ class Round(NamedTuple):
     starts: Sequence[Atoms]
     key: jax.Array
     room: Mapping[int, int]
+    boldness: Boldness
 
 
 def room_for(basis: ACEBasis, skin: float, structures: Sequence[Atoms]) -> dict[int, int]:
@@ -165,6 +188,40 @@ def room_for(basis: ACEBasis, skin: float, structures: Sequence[Atoms]) -> dict[
     for atoms in structures:
         by_size.setdefault(bucket(len(atoms)), []).append(from_atoms(atoms, basis.elements))
     return {size: room(systems, basis.cutoff + skin) for size, systems in by_size.items()}
+
+
+def default_tolerance(model: Model, dynamics: Dynamics, structures: Sequence[Atoms], key: jax.Array) -> float:
+    """The tolerance of the relative force error where ``dynamics`` has none, from the structures that a model learned.
+
+    `TOLERANCE_FACTOR` times a high quantile of their criterion, as a check of the dynamics computes it: a replica stops
+    where the model is clearly less sure than on its own data. Within `TOLERANCE_LIMITS`.
+
+    Parameters
+    ----------
+    key : of the round; the committee is that of `explore`.
+    """
+    params, deviations = parameters_of(model), _deviations(model, dynamics, key)
+    found = [
+        float(_criterion_of(model.basis, params, deviations, dynamics.epsilon, *example))
+        for example in examples(model.basis, structures)
+    ]
+    value = TOLERANCE_FACTOR * float(np.quantile(found, TOLERANCE_QUANTILE))
+    return float(np.clip(value, *TOLERANCE_LIMITS))
+
+
+@partial(jax.jit, static_argnums=0)
+def _criterion_of(
+    basis: ACEBasis, params: Parameters, deviations: jax.Array, epsilon: float, system: System, neighbours: Neighbours
+) -> jax.Array:
+    result = evaluate_system(basis, params, system, neighbours, deviations)
+    real = jnp.asarray(system.species) >= 0
+    return criterion(relative_force_error(result.force_deviations, result.forces, epsilon, real), real, softmax=False)
+
+
+def _deviations(model: Model, dynamics: Dynamics, key: jax.Array) -> jax.Array:
+    """Of a round's committee (K, P) from the mean."""
+    factor = model.spread.factor
+    return jax.random.normal(jax.random.fold_in(key, 1 << 20), (dynamics.committee, factor.shape[1])) @ factor.T
 
 
 def _width(n_replicas: int, n_alike: int, size: int, devices: int, n_cores: int) -> int:
@@ -262,12 +319,16 @@ def _gathered(
                 "temperature_K": _finite(result.seen.temperature[end - 1, column]),
                 "criterion": _finite(result.seen.criterion[end - 1, column]),
             }
-            if result.candidate_step[column] > 0:
-                atoms = to_atoms(jax.tree.map(lambda leaf: leaf[column], result.candidate), elements)  # noqa: B023
+            system, step = result.candidate, int(result.candidate_step[column])
+            if result.status[column] in GUARDS and _can_be_labelled(_atoms(result.stopped, column, elements)):
+                system, step = result.stopped, int(result.step[column])
+            if step > 0:
+                atoms = _atoms(system, column, elements)
                 if not protocol.cell_interval:
                     atoms.cell = starts[i].cell  # to the last digit, whatever the precision of the dynamics
                 atoms.info["config_type"] = starts[i].info.get("config_type", "all")
-                atoms.info["origin"] = {"replica": i, **replicas[i], "step": int(result.candidate_step[column])}
+                frame = "stopped" if step == result.step[column] else "last safe"
+                atoms.info["origin"] = {"replica": i, **replicas[i], "step": step, "frame": frame}
                 candidates[i] = atoms
     finite = seen.criterion[np.isfinite(seen.criterion)]
     score = float(finite.max()) if finite.size else None
@@ -279,6 +340,22 @@ def _gathered(
         np.array([float(c.dt) for c in conditions]) / fs,
         score,
     )
+
+
+def _atoms(systems: System, i: int, elements: Sequence[str]) -> Atoms:
+    """Structure i of a batch."""
+    return to_atoms(jax.tree.map(lambda leaf: leaf[i], systems), elements)
+
+
+def _can_be_labelled(atoms: Atoms) -> bool:
+    """Whether positions and cell are finite and no two atoms are closer than `SHORTEST`."""
+    from ase.data import covalent_radii
+    from ase.neighborlist import neighbor_list
+
+    if not (np.isfinite(atoms.positions).all() and np.isfinite(atoms.cell).all()):
+        return False
+    radii = SHORTEST * covalent_radii[atoms.numbers]
+    return not len(neighbor_list("i", atoms, radii))
 
 
 def _finite(value: Any) -> float | None:

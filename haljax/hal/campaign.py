@@ -7,7 +7,8 @@ import hashlib
 import io
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -31,12 +32,22 @@ from haljax.campaign import (
 )
 from haljax.config import MAY_CHANGE, HALConfig
 from haljax.evaluation import Calibration, ErrorTable, calibrate, evaluate
-from haljax.hal.acquisition import Explored, Round, explore, follow, room_for
+from haljax.hal.acquisition import (
+    GUARDS,
+    TOLERANCE_FACTOR,
+    Explored,
+    Round,
+    default_tolerance,
+    explore,
+    follow,
+    room_for,
+)
+from haljax.hal.boldness import found_by, level_of, levels, next_level
 from haljax.hal.reference import WEIGHTS, Reference, decode, encode
 from haljax.model import Model
 from haljax.processes import gather, heed, join, telling_failures
 from haljax.structures import from_atoms, labels, read_structures
-from haljax.training import fit, refit, select
+from haljax.training import fit, informed, refit, select
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
@@ -44,7 +55,8 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 MD_STARTS = 4  # start structures that reference dynamics of the test set sets out from, at each temperature
-MIN_HELD_OUT = 5  # labels below which the calibration takes the test set instead
+_GUARDS = {status.name.lower() for status in GUARDS}
+MIN_HELD_OUT = 5  # labels below which the error bars are judged by the test set too
 
 
 class Result(NamedTuple):
@@ -52,8 +64,9 @@ class Result(NamedTuple):
 
     Attributes
     ----------
-    reason : why it stopped. model : calibrated where there were labels to do it with.
-    errors : on the test set, None without one. calibration : None without held-out or test labels.
+    reason : why it stopped. model : the last one.
+    errors : on the test set, None without one. calibration : how true the standard deviations are on held-out and test
+        labels, which the model has not seen; None without such labels.
     """
 
     reason: str
@@ -102,7 +115,10 @@ class HAL:
         c, basis = self.config, self.config.ace_basis()
         starts, test = self._starts(), self._test()
         unlabelled, sizes = sum(map(_unlabelled, starts)), [len(atoms) for atoms in starts]
-        limits = {k: v for k, v in c.stop.model_dump().items() if v is not None}
+        limits = {k: v for k, v in c.stop.model_dump().items() if v is not None and k != "patience"}
+        ends = [f"{k} = {v:g}" for k, v in limits.items()]
+        if not c.labels.within_tolerance:
+            ends.append(f"nothing found in {c.stop.patience} of the boldest iterations")
         return "\n".join(
             [
                 f"run directory   {c.directory}",
@@ -112,14 +128,18 @@ class HAL:
                 f"start           {len(starts)} structures of {min(sizes)} to {max(sizes)} atoms, "
                 f"{unlabelled} to be labelled",
                 f"each iteration  {c.dynamics.replicas} replicas of at most {c.dynamics.n_steps} steps of "
-                f"{c.dynamics.timestep_fs:g} fs, {c.labels.per_iteration} labels",
+                f"{c.dynamics.timestep_fs:g} fs, at most {c.labels.per_iteration} labels",
+                f"tolerance       {_tolerance_words(c.dynamics.tolerance)}",
+                f"if none found   {_bolder_words(c)}",
                 f"test set        {_test_words(c.test, len(test))}",
-                f"stop            {', '.join(f'{k} = {v:g}' for k, v in limits.items())}",
+                f"stop            {', or '.join(ends)}",
             ]
         )
 
     def run(self, max_labels: int | None = None, max_iterations: int | None = None) -> Result:
-        """Run until a limit of ``[stop]`` is met; the arguments take the place of those in the config.
+        """Run until nothing is left to find, or a limit of ``[stop]`` is met.
+
+        The arguments replace those limits of the config.
 
         Where `jax.distributed` has more than one process, each of them calls this. Process 0 runs the campaign, the
         others step replicas for it; all return its result.
@@ -192,7 +212,15 @@ class HAL:
 
 
 class _Campaign(Ledger):
-    """A campaign under way: its records, and the steps that add to them."""
+    """A campaign under way: its records, and the steps that add to them.
+
+    Attributes
+    ----------
+    since : first iteration with the present ``[dynamics]``, which may be changed on resumption.
+    """
+
+    since = 1
+    _dynamics: Mapping[str, Any] | None = None
 
     def __init__(
         self,
@@ -207,6 +235,7 @@ class _Campaign(Ledger):
         super().__init__(directory, journal, progress)
         self.config, self.oracle, self.starts, self.given_test = config, oracle, starts, given_test
         self.basis = config.ace_basis()
+        self.levels = levels(config.dynamics)
         self.key = jax.random.key(config.seed)
         self.room = room_for(self.basis, config.dynamics.skin, starts)
         self.outstanding: set[str] = set()  # labels that are on their way
@@ -214,7 +243,18 @@ class _Campaign(Ledger):
         self.arrived = {"done": 0, "failed": 0}
 
     def kept(self, record: dict[str, Any]) -> tuple[str, Atoms]:
-        return record["role"], decode(record)
+        atoms = decode(record)
+        if record["iteration"] > 0:  # labels of one batch are alike, so that they are left out together
+            atoms.info["group"] = f"iteration {record['iteration']}"
+        return record["role"], atoms
+
+    def _remember(self, record: dict[str, Any]) -> None:
+        super()._remember(record)
+        if record["type"] in ("start", "resume"):
+            dynamics = record["config"].get("dynamics")
+            if self._dynamics is not None and dynamics != self._dynamics:
+                self.since = max(self.requests, default=0) + 1
+            self._dynamics = dynamics
 
     # ------------------------------------------------------------------------------------------ the whole
 
@@ -267,9 +307,10 @@ class _Campaign(Ledger):
         seconds: dict[str, float] = {}
         if iteration not in self.requests:  # else it was interrupted after the dynamics
             with timed(seconds, "dynamics"):
-                explored = self._explore(model, iteration)
+                round_ = self._round(model, iteration)
+                explored = self._explore(round_, iteration)
             with timed(seconds, "select"):
-                self._request(model, iteration, explored)
+                self._request(round_, iteration, explored)
         with timed(seconds, "label"):
             jobs = self.requests[iteration]["jobs"]
             self._label({id: job for id, job in jobs.items() if id not in self.labels}, oracle, iteration)
@@ -289,18 +330,29 @@ class _Campaign(Ledger):
         for number, request in self.requests.items():
             jobs = request["jobs"]
             missing = not any(id in self.labels or id in self.outstanding for id in jobs)
-            if missing and self.given_up(jobs) < set(jobs):
+            if missing and self.given_up(jobs) < set(jobs) and not self._may_fail(number):
                 if isinstance(oracle, Background):
                     oracle.finish()  # others may be good, and were paid for
                 raise RuntimeError(
                     f"no structure of iteration {number} could be labelled; the last failure: {self.last_failure()}. "
-                    "Mend the reference calculator and resume; those that fail once more are left out."
+                    "Fix the reference calculator, then rerun with --resume; structures that fail once more are left "
+                    "out."
                 )
         new = self._unlearned()
         with timed(seconds, "fit"):
             model = self._learn(model, new)
         self._finish_iteration(iteration, model, seconds, new)
         return model
+
+    def _may_fail(self, number: int) -> bool:
+        """Whether the campaign goes on although all labels of an iteration failed: guards struck at all its structures,
+        for which a reference calculator may well fail, and labels of the iteration before succeeded."""
+        asked = {i: request["jobs"] for i, request in self.requests.items() if request["jobs"]}
+        origins = [job["origin"] for job in asked[number].values()]
+        before = max((i for i in asked if i < number), default=None)
+        ids = self._start_ids() if before is None else asked[before]
+        known = any(id in self.labels or id in self.outstanding for id in ids)
+        return known and all(o["status"] in _GUARDS and o.get("frame") == "stopped" for o in origins)
 
     def _unlearned(self) -> list[str]:
         """Training labels that no fit has seen, in the order they were asked for, whatever order they came in."""
@@ -312,7 +364,7 @@ class _Campaign(Ledger):
         return [f"start-{i}" for i in range(len(self.starts))]
 
     def _conclude(self, model: Model, reason: str) -> Result:
-        """Calibrate, write what the user takes home, and say why it ended."""
+        """Judge the error bars, write what the user takes home, and say why it ended."""
         from ase.io import write
 
         from haljax.report import write_report
@@ -321,8 +373,7 @@ class _Campaign(Ledger):
         known = held_out if len(held_out) >= MIN_HELD_OUT else held_out + self.test
         calibration = None
         if known:
-            model, calibration = calibrate(model, known)
-            model.save(self.directory / "model.npz")
+            _, calibration = calibrate(model, known)  # a judgement alone: the fit has calibrated the bars itself
         everything = []
         for role, atoms in self.labels.values():
             atoms.info["role"] = role
@@ -342,7 +393,20 @@ class _Campaign(Ledger):
     def _so_far(self, wall_s: float) -> Progress:
         rounds = [r for r in self.iterations if r["iteration"] in self.requests]
         scores = [float("inf") if r["score"] is None else r["score"] for r in rounds]
-        return Progress(self._n_labels() + len(self.outstanding), len(rounds), scores, wall_s)
+        return Progress(self._n_labels() + len(self.outstanding), len(rounds), scores, wall_s, self._idle())
+
+    def _idle(self) -> int:
+        """Iterations in a row, up to the last, that explored at the highest level and found nothing; with the present
+        dynamics, and since the model learned something."""
+        learned = max((done["iteration"] for done in self.iterations if done["learned"]), default=0)
+        n = 0
+        for iteration in sorted(self.requests, reverse=True):
+            request = self.requests[iteration]
+            at_top = level_of(request) >= len(self.levels) - 1
+            if iteration < self.since or iteration <= learned or found_by(request) or not at_top:
+                break
+            n += 1
+        return n
 
     def _n_labels(self) -> int:
         return sum(role in ("train", "held_out") for role, _ in self.labels.values())
@@ -352,11 +416,34 @@ class _Campaign(Ledger):
 
     # ------------------------------------------------------------------------------------------ explore, choose
 
-    def _explore(self, model: Model, iteration: int) -> Explored:
-        dynamics = self.config.dynamics
+    def _round(self, model: Model, iteration: int) -> Round:
+        """What to explore: from which structures, how boldly, to which tolerance, under which model."""
+        dynamics, key = self.config.dynamics, jax.random.fold_in(self.key, iteration)
         n = dynamics.replicas
         starts = [self.starts[((iteration - 1) * n + i) % len(self.starts)] for i in range(n)]
+        model = informed(model, self._expected())
+        if dynamics.tolerance is None:
+            tolerance = default_tolerance(model, dynamics, self._learned(), key)
+            dynamics = dynamics.model_copy(update={"tolerance": tolerance})
+        last = max((i for i in self.requests if i >= self.since), default=None)
+        level = next_level(None if last is None else self.requests[last], len(self.levels) - 1)
+        return Round(replace(model, table=None), dynamics, starts, key, self.room, self.levels[level])
 
+    def _expected(self) -> list[Atoms]:
+        """Chosen training structures that the model has not learned: their labels are on their way, or just came."""
+        not_learned = self.outstanding | set(self._unlearned())
+        return [
+            decode(job)
+            for request in self.requests.values()
+            for id, job in request["jobs"].items()
+            if id in not_learned and job["role"] == "train"
+        ]
+
+    def _learned(self) -> list[Atoms]:
+        """The training structures of the present model."""
+        return [self.labels[id][1] for done in self.iterations for id in done["learned"]]
+
+    def _explore(self, round_: Round, iteration: int) -> Explored:
         def on_progress(latest: Mapping[str, list]) -> None:
             self.take()  # so that no label waits for the dynamics to be written down
             self.progress(
@@ -369,36 +456,32 @@ class _Campaign(Ledger):
                     "temperature_K": list(latest["temperature"]),
                     "pressure_GPa": list(latest["pressure"]),
                     "labels": self._n_labels(),
+                    "tolerance": round_.dynamics.tolerance,
+                    "boldness": round_.boldness._asdict(),
                 }
             )
 
-        key = jax.random.fold_in(self.key, iteration)
-        round_ = Round(model, dynamics, starts, key, self.room)
         gather(round_)
-        explored = explore(*round_, on_progress)
+        explored = explore(*round_[:-1], on_progress, round_.boldness)
         buffer = io.BytesIO()
         np.savez(buffer, tolerance=explored.tolerance, timestep_fs=explored.timestep_fs, **explored.seen._asdict())
         write_atomic(self.folder(iteration) / "trajectory.npz", buffer.getvalue())
         return explored
 
-    def _request(self, model: Model, iteration: int, explored: Explored) -> None:
-        """Choose what to label, and write it down before anything is labelled."""
+    def _request(self, round_: Round, iteration: int, explored: Explored) -> None:
+        """Choose what to label, if anything, and write it down before anything is labelled."""
         self.progress({"stage": "select"})
-        pool = explored.candidates
-        if not pool:
+        c = self.config.labels
+        if not explored.candidates or self._never_safe(explored, iteration):
             raise RuntimeError(
                 f"iteration {iteration}: no replica stayed safe up to its first check ("
                 + ", ".join(sorted({replica["status"] for replica in explored.replicas}))
-                + "); lower the temperature or the time step, or widen the guards in [dynamics], and resume"
+                + "); lower the temperature or the time step, or widen the guards in [dynamics], then rerun with "
+                "--resume"
             )
-        not_learned = self.outstanding | set(self._unlearned())  # on their way, or here since this model was made
-        expected = [
-            decode(job)
-            for request in self.requests.values()
-            for id, job in request["jobs"].items()
-            if id in not_learned and job["role"] == "train"
-        ]
-        picked = select(model, pool, min(self.config.labels.per_iteration, len(pool)), expected)
+        pool = [a for a in explored.candidates if c.within_tolerance or a.info["origin"]["status"] != "finished"]
+        # The model of the round knows already which structures are on their way.
+        picked = select(round_.model, pool, min(c.per_iteration, len(pool))) if pool else []
         rng = np.random.default_rng([self.config.seed, iteration])
         jobs = {
             f"{iteration}-{i}": {
@@ -408,8 +491,31 @@ class _Campaign(Ledger):
             }
             for i, index in enumerate(picked)
         }
-        record = {"type": "request", "iteration": iteration, "jobs": jobs}
-        self.record(record | {"score": explored.score, "replicas": explored.replicas})
+        self.record(
+            {
+                "type": "request",
+                "iteration": iteration,
+                "jobs": jobs,
+                "score": explored.score,
+                "replicas": explored.replicas,
+                "found": len(pool),
+                "tolerance": round_.dynamics.tolerance,
+                "boldness": round_.boldness._asdict(),
+            }
+        )
+
+    def _never_safe(self, explored: Explored, iteration: int) -> bool:
+        """Whether guards stopped all replicas at their first check, as in the iteration before, although the model has
+        learned its labels: then the guards or the dynamics are to blame rather than the model."""
+
+        def struck_at_once(replicas: Sequence[Mapping[str, Any]]) -> bool:
+            first = self.config.dynamics.check_interval
+            return all(replica["status"] in _GUARDS and replica["step"] <= first for replica in replicas)
+
+        before = self.requests.get(iteration - 1) if iteration > self.since else None
+        if before is None or set(before["jobs"]) & (self.outstanding | set(self._unlearned())):
+            return False
+        return struck_at_once(explored.replicas) and struck_at_once(before["replicas"])
 
     # ------------------------------------------------------------------------------------------ label
 
@@ -528,7 +634,7 @@ class _Campaign(Ledger):
         if not ids:
             raise RuntimeError(
                 "no start structure could be labelled, so there is nothing to fit; the last failure: "
-                f"{self.last_failure()}. Mend the reference calculator and resume."
+                f"{self.last_failure()}. Fix the reference calculator, then rerun with --resume."
             )
         isolated = [id for id in self.labels if id.startswith("isolated-")]
         return fit(self.basis, [self.labels[id][1] for id in isolated + ids], **self.config.fit.model_dump())
@@ -543,7 +649,10 @@ class _Campaign(Ledger):
 
         with timed(seconds, "evaluate"):
             self.progress({"stage": "evaluate"})
-            errors = evaluate(model, self.test).rows if self.test else {}
+            if learned or not self.iterations:
+                errors = evaluate(model, self.test).rows if self.test else {}
+            else:  # the model is the same
+                errors = self.iterations[-1]["errors"]
             folder = self.folder(iteration)
             model.save(folder / "model.npz")
             model.save(self.directory / "model.npz")
@@ -552,6 +661,7 @@ class _Campaign(Ledger):
                 picture.parent.mkdir(exist_ok=True)
                 trajectory_picture(folder / "trajectory.npz", picture)
         request = self.requests.get(iteration, {"score": None, "replicas": []})
+        explored = {name: request[name] for name in ("found", "tolerance", "boldness") if name in request}
         record = {
             "type": "iteration",
             "iteration": iteration,
@@ -559,10 +669,13 @@ class _Campaign(Ledger):
             "learned": learned,
             "score": request["score"],
             "replicas": request["replicas"],
+            **explored,
             "errors": {group: _without_nan(values) for group, values in errors.items()},
+            "leave_one_out": _without_nan(model.loo._asdict()),
             "hyperparameters": {
                 "noise_precision": float(model.posterior.noise_precision),
                 "log_evidence": float(model.posterior.log_evidence),
+                "choice": model.choice,
             },
             "seconds": seconds,
         }
@@ -579,6 +692,19 @@ def _digest(structures: list[Atoms]) -> str:
     """Of what a campaign sets out from, so that it is not resumed with other structures under the same file name."""
     plain = [[encode(a), {k: str(v) for k, v in a.info.items() if str(k).startswith("hal_")}] for a in structures]
     return hashlib.sha256(json.dumps(plain).encode()).hexdigest()[:16]
+
+
+def _tolerance_words(tolerance: float | None) -> str:
+    if tolerance is not None:
+        return f"{tolerance:g} of the relative force error"
+    return f"{TOLERANCE_FACTOR:g} times the relative force error on the training structures, anew in each iteration"
+
+
+def _bolder_words(config: HALConfig) -> str:
+    if config.labels.within_tolerance:
+        return "the last structures of replicas within the tolerance are labelled"
+    most = levels(config.dynamics)[-1]
+    return f"no labels; up to {most.words()}" if most.level else "no labels"
 
 
 def _test_words(test: Any, given: int) -> str:

@@ -354,7 +354,8 @@ class Run(NamedTuple):
     Attributes
     ----------
     status, step : (B,). candidate : System batch, the last safe structure of each replica. candidate_step : (B,), 0
-        where a replica was never safe. seen : Observation with leaves (checks, B), the last row of a replica
+        where a replica was never safe. stopped : System batch, the structure at which each replica stopped: that of
+        ``candidate`` unless a guard stopped it. seen : Observation with leaves (checks, B), the last row of a replica
         repeated after its end. capacity : neighbours an atom that were enough.
     """
 
@@ -362,6 +363,7 @@ class Run(NamedTuple):
     step: np.ndarray
     candidate: System
     candidate_step: np.ndarray
+    stopped: System
     seen: Observation
     capacity: int
 
@@ -425,6 +427,7 @@ def run(
         np.asarray(state.step),
         jax.tree.map(np.asarray, state.safe),
         np.asarray(state.safe_step),
+        jax.tree.map(np.asarray, state.replica.system),
         jax.tree.map(lambda *parts: np.concatenate(parts), *observations),
         capacity,
     )

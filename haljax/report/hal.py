@@ -450,10 +450,16 @@ def contents(
         "roles": Counter(r["role"] for r in labels),
         "names": {role: name for role, (name, *_) in ROLES.items()},
         "statuses": [Counter(_words(replica["status"]) for replica in r["replicas"]) for r in iterations],
+        "bolder": [_bolder_words(r.get("boldness", {})) for r in iterations],
         "errors": next((r["errors"] for r in reversed(iterations) if r["errors"]), {}),
         "sections": _model_sections(directory, pictures, labels, iterations, last.get("calibration")),
         "trajectories": _trajectory_sections(directory, pictures, iterations),
     }
+
+
+def _bolder_words(factors: Mapping[str, float]) -> str:
+    """The factors by which an iteration explored more boldly than asked for; empty where it did not."""
+    return ", ".join(f"{name} × {factor:.3g}" for name, factor in factors.items() if name != "level" and factor != 1)
 
 
 def _model_sections(

@@ -38,6 +38,12 @@ def test_nan_is_not_converged():
     assert why_stop(Limits(tolerance=1.0, patience=2), SO_FAR._replace(scores=(0.1, math.nan))) is None
 
 
+def test_a_campaign_whose_boldest_exploration_finds_nothing_ends_without_any_limit():
+    assert why_stop(Limits(patience=3), SO_FAR._replace(idle=2)) is None
+    reason = "nothing left to find: the boldest exploration found nothing in the last 3 iterations"
+    assert why_stop(Limits(patience=3), SO_FAR._replace(idle=3)) == reason
+
+
 @pytest.mark.parametrize("bad", [{"max_labels": 0}, {"tolerance": math.nan}, {"patience": -1}, {"max_wall_s": -1.0}])
 def test_senseless_limits(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):

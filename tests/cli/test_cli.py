@@ -325,9 +325,14 @@ EVENTS: list[dict[str, Any]] = [
         "stage": "dynamics", "iteration": 1, "labels": 12, "step": [500, None, 70],
         "criterion": [0.05, None, 0.31], "temperature_K": [612.4, None, 700.0],
         "status": [int(Status.RUNNING), None, int(Status.TOO_CLOSE)],
-        "pressure_GPa": [float("nan"), None, 1.25],
+        "pressure_GPa": [float("nan"), None, 1.25], "tolerance": 0.123,
+        "boldness": {"level": 3, "tau_rel": 4.0, "temperature": 1.0, "n_steps": 2.0},
     },
     ITERATION,
+    ITERATION | {
+        "iteration": 2, "found": 0, "tolerance": 0.4, "replicas": [{"status": "finished"}], "errors": {},
+        "boldness": {"level": 3, "tau_rel": 4.0, "temperature": 2**0.5, "n_steps": 1.0},
+    },
     {"stage": "report"},
     {"stage": "stop", "reason": "14 labels done"},
 ]  # fmt: skip
@@ -370,17 +375,19 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> type[FakeHAL]:
 
 def test_hal_says_one_line_for_an_event_of_interest(folder, fake):
     out = succeeds("hal", folder / "alcu.toml", "--max-labels", 14).splitlines()
-    assert out[:5] == [
+    assert out[:6] == [
         "label 1-1 failed: TimeoutError: [no] label",
         "labels: 1 of 2 done, 1 failed",
         "iteration 0: 14 labels; dynamics 3 + label 2 s",
         "iteration 1: 14 labels; replicas 2 uncertain, 1 too close; f 0.317; test RMSE 5.25 meV/atom, - eV/Å; "
         "dynamics 3 + label 2 s",
+        "iteration 2: 14 labels; replicas 1 finished; f 0.317 / 0.4; bolder: tau_rel x 4, temperature x 1.41; "
+        "nothing found; dynamics 3 + label 2 s",
         "stop: 14 labels done",
     ]
     run = folder / "run"
     ending = f"\nerrors on the test set\nTABLE\n\nCOVERAGE\n\n14 labels done\n{run}/model.npz\n{run}/report.html"
-    assert "\n".join(out[5:]) == ending
+    assert "\n".join(out[6:]) == ending
     assert (fake.seen["max_labels"], fake.seen["max_iterations"], fake.seen["resume"]) == (14, None, False)
     assert fake.seen["config"].directory == folder / "run"
 
@@ -395,11 +402,11 @@ def test_hal_on_a_terminal_shows_the_replicas(folder, fake, monkeypatch):
     assert plain.endswith("report.html\n")
     dynamics = fake.screens[5]
     rows = [line.split() for line in dynamics.splitlines()]
-    assert ["replica", "status", "step", "f", "/", "0.2", "T", "/", "K", "P", "/", "GPa"] in rows
-    assert ["0", "running", "500/2000", "0.050", "612"] in rows
+    assert ["replica", "status", "step", "f", "/", "0.123", "T", "/", "K", "P", "/", "GPa"] in rows
+    assert ["0", "running", "500/4000", "0.050", "612"] in rows
     assert ["1", "waiting"] in rows
-    assert ["2", "too", "close", "70/2000", "0.310", "700", "1.25"] in rows
-    assert "iteration 1   12 labels   dynamics 0 s" in dynamics
+    assert ["2", "too", "close", "70/4000", "0.310", "700", "1.25"] in rows
+    assert "iteration 1   12 labels   dynamics 0 s   bolder: tau_rel x 4, n_steps x 2" in dynamics
     assert "labels: 1 of 2 done, 1 failed" in dynamics
     assert "test RMSE 5.25 meV/atom" in fake.screens[6]
 

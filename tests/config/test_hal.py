@@ -83,7 +83,8 @@ def test_minimal_config_and_the_defaults(folder):
     assert dynamics.pop("temperature_K") == 600
     assert dynamics == {
         "replicas": 8, "pressure_GPa": None, "tau_rel": 0.2, "n_steps": 2000, "timestep_fs": 1.0,
-        "friction_per_fs": 0.01, "tolerance": 0.2, "epsilon": 0.2, "criterion": "max", "committee": 8,
+        "friction_per_fs": 0.01, "tolerance": None, "epsilon": 0.2, "criterion": "max", "committee": 8,
+        "bolder": {"temperature": 1.5, "tau_rel": 2.0, "n_steps": 2.0},
         "tau_history": 100, "tau_delay": None, "check_interval": 10, "cell_interval": 10,
         "cell_fixed_shape": False, "cell_step": 0.01, "swap_interval": 0, "skin": 0.5, "min_distance": 0.6,
         "max_force": 20.0, "max_temperature_K": 5000.0, "max_pressure_GPa": 50.0, "precision": "float64",
@@ -118,6 +119,7 @@ def test_ramps_and_lists_are_dealt_out_to_the_replicas(data):
 def test_a_start_structure_may_override_the_dynamics(data):
     dynamics = HALConfig.load(data).dynamics
     assert dynamics.overridden({"energy": 1.0}) == dynamics
+    assert dynamics.overridden({"hal_tolerance": 0.3}).tolerance == 0.3
     rare = type(dynamics)(temperature_K=300.0, check_interval=50)  # of which the default cell_interval is no multiple
     assert rare.overridden({"hal_tau_rel": 0.3}).check_interval == 50
     info = {
@@ -229,10 +231,15 @@ BAD = [
     ("dynamics.committee", 1, ["dynamics.committee = 1", "greater than or equal to 2"]),
     ("dynamics.cell_interval", 15, ["cell_interval = 15: should be a multiple of check_interval = 10"]),
     ("dynamics.swap_interval", 15, ["swap_interval = 15: should be a multiple of check_interval = 10"]),
+    ("dynamics.tolerance", 0, ["dynamics.tolerance = 0: should be greater than 0"]),
+    ("dynamics.criterion", "softmax", ["criterion = 'softmax' has no default tolerance", "set tolerance"]),
+    ("dynamics.bolder", 2, ["dynamics.bolder = 2: should be a table"]),
+    ("dynamics.bolder", {"tau_rel": 0.5}, ["dynamics.bolder.tau_rel = 0.5", "greater than or equal to 1"]),
+    ("dynamics.bolder", {"temperature_K": 2}, ["bolder.temperature_K: unknown key; did you mean temperature?"]),
     ("dynamics.xyzzy", 1, ["dynamics.xyzzy: unknown key; allowed here: replicas, temperature_K"]),
     ("labels.test_fraction", 1.0, ["labels.test_fraction = 1.0: should be less than 1"]),
-    ("stop", None, ["stop: missing; give a table [stop] with at least one of max_labels"]),
-    ("stop.max_labels", None, ["stop: it would never stop; give at least one of max_labels, max_iterations"]),
+    ("labels.within_tolerance", 1, ["labels.within_tolerance = 1: should be a valid boolean"]),
+    ("stop.patience", 0, ["stop.patience = 0", "greater than or equal to 1"]),
     ("test", {}, ["test: give structures, or a table [test.reference_md]"]),
     ("test.structures", "none.xyz", ["test.structures", "there is no file"]),
     ("test.reference_md", {}, ["test.reference_md.temperature_K: missing; give list of temperatures in K"]),
@@ -246,6 +253,25 @@ def test_bad_key(data, key, value, said):
         HALConfig.load(put(data, key, value))
     for words in ["the config: 1 key needs correction\n", *said]:
         assert words in str(caught.value)
+
+
+def test_a_campaign_that_ends_by_itself_needs_no_limit(data):
+    for limits in (put(data, "stop.max_labels", None), put(data, "stop", None)):
+        stop = HALConfig.load(limits).stop
+        assert not stop.limited and Limits(**stop.model_dump()) == Limits()
+        with pytest.raises(ConfigError, match="stop: .*never ends by itself; give at least one of max_labels, max_it"):
+            HALConfig.load(put(limits, "labels.within_tolerance", True))
+    assert HALConfig.load(put(data, "labels.within_tolerance", True)).stop.limited
+
+
+def test_a_run_directory_of_an_older_version_resumes(data):
+    """Without the keys that have come since."""
+    config = HALConfig.load(data)
+    old = config.as_json()
+    del old["dynamics"]["bolder"], old["labels"]["within_tolerance"]
+    old["dynamics"]["tolerance"] = 0.2
+    open_campaign(config.directory, old).close()
+    open_campaign(config.directory, config.as_json(), resume=True, may_change=MAY_CHANGE).close()
 
 
 def test_all_wrong_keys_are_told_at_once_with_the_file(folder):

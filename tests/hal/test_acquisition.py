@@ -6,15 +6,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.units import kB
 
+import haljax as hx
 from haljax.bayes import committee
 from haljax.config import Dynamics
-from haljax.hal import trajectory
-from haljax.hal.acquisition import _width, explore, room_for
+from haljax.hal import acquisition, trajectory
+from haljax.hal.acquisition import _width, default_tolerance, expecting, explore, room_for
+from haljax.hal.boldness import AS_GIVEN, Boldness
 from haljax.hal.controller import criterion, relative_force_error
 from haljax.potentials import evaluate_system, parameters_of
-from haljax.structures import from_atoms, neighbour_list
+from haljax.structures import from_atoms, neighbour_list, with_labels
+from haljax.training import descriptors, design_rows, examples
 
 UNBOUNDED = {"tolerance": 1e3, "max_force": 1e3, "min_distance": 0.3}
 
@@ -29,10 +33,10 @@ def starts(alloy):
 
 @pytest.fixture(scope="module")
 def go(small_model, starts):
-    def go(model=small_model, **changes):
+    def go(model=small_model, boldness=AS_GIVEN, **changes):
         dynamics = Dynamics(**{"temperature_K": 600.0, "n_steps": 100, "committee": 4} | UNBOUNDED | changes)
         room = room_for(model.basis, dynamics.skin, starts)
-        return explore(model, dynamics, starts, jax.random.key(0), room, lambda latest: None)
+        return explore(model, dynamics, starts, jax.random.key(0), room, lambda latest: None, boldness)
 
     return go
 
@@ -58,6 +62,102 @@ def test_candidates_are_float64_and_what_was_seen_is_near_float64(single, small_
         np.testing.assert_allclose(single.seen.energy[-1, i], exact.energy / len(atoms), atol=1e-5)
         np.testing.assert_allclose(single.seen.sigma[-1, i], exact.sigma / len(atoms), rtol=1e-4)
         np.testing.assert_allclose(single.seen.criterion[-1, i], error, rtol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def hottest(go):
+    """Unbounded replicas, and below the highest temperature of the one that is hottest after its first check."""
+    seen = go().seen
+    replica = int(np.argmax(seen.temperature[1:].max(axis=0) / seen.temperature[0]))
+    assert seen.temperature[1:, replica].max() > seen.temperature[0, replica]
+    return replica, float(seen.temperature[:, replica].max()) * (1 - 1e-9)
+
+
+def test_a_structure_at_which_a_guard_struck_is_a_candidate(go, hottest, monkeypatch):
+    replica, limit = hottest
+    found = go(max_temperature_K=limit)
+    origin, atoms = found.candidates[replica].info["origin"], found.candidates[replica]
+    assert (origin["status"], origin["frame"]) == ("too_hot", "stopped")
+    assert origin["step"] == found.replicas[replica]["step"] > 10
+    # Atoms that are too close for a reference calculator: the structure of the check before.
+    monkeypatch.setattr(acquisition, "SHORTEST", 5.0)
+    found = go(max_temperature_K=limit)
+    before = found.candidates[replica].info["origin"]
+    assert (before["status"], before["frame"]) == ("too_hot", "last safe")
+    assert before["step"] == origin["step"] - 10
+    assert np.any(found.candidates[replica].positions != atoms.positions)
+    # Stopped at the first check: no structure was safe.
+    assert go(max_force=1e-3).candidates == []
+    monkeypatch.undo()
+    assert {a.info["origin"]["frame"] for a in go(max_force=1e-3).candidates} == {"stopped"}
+
+
+def test_what_a_reference_calculator_can_label():
+    pair = Atoms("Cu2", [[0, 0, 0], [0, 0, 1.4]])  # twice the covalent radius: 2.64 Å
+    assert acquisition._can_be_labelled(pair)
+    pair.positions[1, 2] = 1.3
+    assert not acquisition._can_be_labelled(pair)
+    pair.positions[1, 2] = np.nan
+    assert not acquisition._can_be_labelled(pair)
+    assert not acquisition._can_be_labelled(Atoms("Cu", cell=[1.3, 9, 9], pbc=True))  # its own image
+
+
+def test_what_is_expected_of_chosen_structures_is_their_update_whatever_their_labels(small_model, alloy):
+    chosen = [alloy(90), alloy(91)]
+    model = expecting(small_model, chosen)
+    np.testing.assert_array_equal(model.posterior.mean, small_model.posterior.mean)
+    for labels in (0.0, 7.0):
+        labelled = [with_labels(a, labels, np.full((len(a), 3), labels)) for a in chosen]
+        exact = hx.update(small_model, labelled).posterior.factor
+        covariance = model.posterior.factor @ model.posterior.factor.T
+        np.testing.assert_allclose(covariance, exact @ exact.T, rtol=1e-8, atol=1e-12 * np.abs(covariance).max())
+    before = np.asarray(small_model.posterior.factor @ small_model.posterior.factor.T)
+    rows = descriptors(small_model.basis, chosen)
+    assert np.all(np.einsum("ni,ij,nj->n", rows, before - covariance, rows) > 0)
+    assert expecting(small_model, []) is small_model
+
+
+def test_the_default_tolerance_is_relative_to_the_training_structures(small_model, alloy):
+    dynamics, key = Dynamics(temperature_K=600.0), jax.random.key(5)
+    train = [alloy(i) for i in range(6)]
+    value = default_tolerance(small_model, dynamics, train, key)
+    deviations = committee(jax.random.fold_in(key, 1 << 20), small_model.posterior, dynamics.committee)
+    deviations = np.asarray(deviations - small_model.posterior.mean[None])
+    found = []
+    for atoms in train:
+        rows = design_rows(small_model.basis, *next(examples(small_model.basis, [atoms])))
+        n = len(atoms)
+        slopes = np.asarray(rows.forces)[:n]
+        forces = slopes @ np.asarray(small_model.posterior.mean) + np.asarray(rows.core_forces)[:n]
+        error = np.sqrt(np.mean(np.sum((slopes @ deviations.T) ** 2, axis=1), axis=1))
+        found.append((error / (np.linalg.norm(forces, axis=1) + dynamics.epsilon)).max())
+    expected = acquisition.TOLERANCE_FACTOR * np.quantile(found, acquisition.TOLERANCE_QUANTILE)
+    low, high = acquisition.TOLERANCE_LIMITS
+    assert low < expected < high, "the limits hide what is tested"
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    # It follows the scale of the error bars, within limits.
+    surer = replace(small_model, posterior=small_model.posterior._replace(factor=small_model.posterior.factor / 1e3))
+    assert default_tolerance(surer, dynamics, train, key) == low
+    doubtful = replace(small_model, posterior=small_model.posterior._replace(factor=small_model.posterior.factor * 1e3))
+    assert default_tolerance(doubtful, dynamics, train, key) == high
+
+
+def test_bolder_replicas_are_stronger_biased_hotter_and_longer(go):
+    given = go(tau_delay=0, n_steps=40)
+    biased = go(tau_delay=0, n_steps=40, boldness=Boldness(1, tau_rel=2.0))
+    # Up to the first check there is no bias, so that the trajectories are the same.
+    np.testing.assert_allclose(biased.seen.tau[0], 2 * given.seen.tau[0], rtol=1e-12)
+    np.testing.assert_array_equal(biased.seen.criterion[0], given.seen.criterion[0])
+    hot = go(tau_delay=0, n_steps=40, boldness=Boldness(1, temperature=2.0))
+    ratio = np.nanmean(hot.seen.temperature) / np.nanmean(given.seen.temperature)
+    assert 1.5 < ratio < 2.5
+    long = go(tau_delay=0, n_steps=40, boldness=Boldness(1, n_steps=1.5))
+    assert [replica["step"] for replica in given.replicas + long.replicas] == [40] * 3 + [60] * 3
+
+
+def test_dynamics_without_a_tolerance_are_refused(go):
+    with pytest.raises(ValueError, match="no tolerance: set one, for instance by default_tolerance"):
+        go(tolerance=None)
 
 
 def test_a_gpu_steps_no_more_replicas_of_a_size_than_there_are(monkeypatch):

@@ -19,8 +19,10 @@ from rich.console import Console
 
 import haljax as hx
 from haljax.campaign import CampaignExists, CampaignMismatch, JournalError, read_journal
-from haljax.cli.hal import _Screen
+from haljax.cli.hal import _iteration_line, _Screen
 from haljax.config import ConfigError, HALConfig
+from haljax.hal.acquisition import TOLERANCE_LIMITS, explore
+from haljax.hal.reference import decode
 from haljax.structures import with_labels
 from haljax.training import select
 
@@ -37,7 +39,7 @@ def cells(n=4, seed=0):
 
 
 def config(folder, calculator="ase.calculators.emt.EMT", starts=None, **tables):
-    """A small campaign: two rounds, two labels each."""
+    """A small campaign: two rounds, two labels each, whatever they find."""
     write(folder / "start.xyz", cells() if starts is None else starts, format="extxyz")
     base = {
         "directory": str(folder / "run"),
@@ -57,12 +59,19 @@ def config(folder, calculator="ase.calculators.emt.EMT", starts=None, **tables):
             "cell_interval": 20,
             "replicas_per_batch": 2,
         },
-        "labels": {"per_iteration": 2, "test_fraction": 0.3},
+        "labels": {"per_iteration": 2, "test_fraction": 0.3, "within_tolerance": True},
         "stop": {"max_iterations": 2},
     }
     for table, values in tables.items():
         base[table] = {**base.get(table, {}), **values} if isinstance(values, dict) else values
     return base
+
+
+def sigma(model, atoms):
+    """Posterior standard deviation of the energy, eV."""
+    p, species = hx.potential(model), np.array([model.basis.elements.index(s) for s in atoms.symbols])
+    box = atoms.cell.array.T
+    return float(p.sigma(atoms.positions, box, species, neighbor=p.neighbours(atoms.positions, box, species)))
 
 
 def records(folder, kind):
@@ -203,32 +212,31 @@ def test_dynamics_go_on_while_labels_are_computed(slow_reference, tmp_path, no_p
     check_learned_all_in_one(tmp_path, again.model)
 
 
-def test_structures_are_chosen_as_if_what_is_on_its_way_or_has_just_come_were_known(
+def test_dynamics_and_selection_know_the_structures_that_are_on_their_way(
     slow_reference, tmp_path, no_pictures, monkeypatch
 ):
     setup, watch = slow_reference
-    setup["dynamics"] |= {"n_steps": 400, "tolerance": 100.0}
-    given, choose = [], select
+    rounds, selected = [], []
 
-    def remember(model, pool, n, expected):
-        given.append(len(expected))
-        return choose(model, pool, n, expected)
+    def remember(model, dynamics, *arguments):
+        rounds.append(model)
+        return explore(model, dynamics, *arguments)
 
-    def wait_for_labels(event):
-        watch(event)
-        if event["stage"] == "dynamics" and event["iteration"] == 1:
-            (tmp_path / "busy-answered").unlink(missing_ok=True)  # the starts' labels left it
-        elif event["stage"] == "dynamics" and not any(r["id"] == "1-0" for r in records(tmp_path, "label")):
-            deadline = time.monotonic() + 60
-            while not (tmp_path / "busy-answered").exists() and time.monotonic() < deadline:
-                time.sleep(0.05)
-            time.sleep(0.5)  # on its way from the worker; it is taken when there is something to tell the next time
+    def remember_selection(model, pool, n):
+        selected.append(model)
+        return select(model, pool, n)
 
-    monkeypatch.setattr("haljax.hal.campaign.select", remember)
-    hx.HAL(setup, progress=wait_for_labels).run()
-    written = [(r["type"], r.get("id", r.get("iteration"))) for r in read_journal(tmp_path / "run" / "journal.jsonl")]
-    assert written.index(("label", "1-0")) < written.index(("request", 2))  # it came during the dynamics
-    assert given == [0, 2]
+    monkeypatch.setattr("haljax.hal.campaign.explore", remember)
+    monkeypatch.setattr("haljax.hal.campaign.select", remember_selection)
+    hx.HAL(setup, progress=watch).run()
+    assert [model.n_structures for model in rounds] == [4, 4]  # nothing was learned between the two rounds
+    assert all(a is b for a, b in zip(rounds, selected, strict=True))
+    np.testing.assert_array_equal(rounds[1].posterior.mean, rounds[0].posterior.mean)
+    chosen = [decode(job) for job in records(tmp_path, "request")[0]["jobs"].values()]
+    assert len(chosen) == 2
+    for atoms in chosen:
+        before, after = (sigma(model, atoms) for model in rounds)
+        assert after < 0.5 * before
 
 
 @pytest.mark.parametrize(
@@ -353,7 +361,7 @@ def test_labels_that_fail_are_recorded_and_the_campaign_goes_on(tmp_path, calcul
 def test_a_reference_that_always_fails_ends_the_run_with_its_message_and_can_be_mended(tmp_path):
     setup = config(tmp_path, stop={"max_iterations": 1})
     setup["reference"] |= {"calculator": "tests.hal.references.Broken", "max_attempts": 1}
-    with pytest.raises(RuntimeError, match="licence expired.*Mend the reference calculator and resume"):
+    with pytest.raises(RuntimeError, match="licence expired.*Fix the reference calculator, then rerun with --resume"):
         hx.HAL(setup).run()
     with pytest.raises(CampaignMismatch, match="reference.calculator"):
         hx.HAL(config(tmp_path, stop={"max_iterations": 1}), resume=True).run()
@@ -385,12 +393,39 @@ def test_a_reference_that_fails_on_the_way_ends_the_run_which_resumes_when_it_is
     assert len(records(tmp_path, "request")) == 1  # the dynamics were not run again
 
 
-def test_no_replica_stays_safe_until_the_guards_are_mended(tmp_path, no_pictures):
-    setup = config(tmp_path, dynamics={"min_distance": 3.0}, stop={"max_iterations": 1})
-    with pytest.raises(RuntimeError, match="no replica stayed safe.*too_close.*lower the temperature.*and resume"):
+def test_dynamics_that_never_stay_safe_end_the_run_until_they_are_changed(tmp_path, no_pictures):
+    setup = config(tmp_path, dynamics={"timestep_fs": 400.0}, stop={"max_iterations": 1})
+    with pytest.raises(
+        RuntimeError, match="iteration 1: no replica stayed safe.*lower the temperature.*rerun with --resume"
+    ):
         hx.HAL(setup).run()
-    result = hx.HAL(config(tmp_path, stop={"max_iterations": 1}), resume=True).run()
+    # Structures at which a guard struck are labelled, once: then the guard itself is to blame.
+    with pytest.raises(RuntimeError, match="iteration 2: no replica stayed safe.*too_close.*widen the guards"):
+        hx.HAL(config(tmp_path, dynamics={"min_distance": 3.0}), resume=True).run()
+    (request,) = records(tmp_path, "request")
+    assert [(job["origin"]["status"], job["origin"]["frame"]) for job in request["jobs"].values()] == [
+        ("too_close", "stopped")
+    ] * 2
+    result = hx.HAL(config(tmp_path), resume=True).run()
+    assert "2 iterations done" in result.reason
+
+
+def test_structures_at_which_a_guard_struck_may_all_fail(tmp_path, no_pictures):
+    """Many reference calculators do not converge for them. That the reference works is known from the starts."""
+    down = tmp_path / "down"
+    setup = config(tmp_path, dynamics={"max_force": 1e-3}, stop={"max_iterations": 1})
+    setup["reference"] |= {
+        "calculator": "tests.hal.references.Moody", "arguments": {"unless": str(down)}, "max_attempts": 1,
+    }  # fmt: skip
+
+    def fail_from_the_dynamics_on(event):
+        if event["stage"] == "dynamics":
+            down.touch()
+
+    result = hx.HAL(setup, progress=fail_from_the_dynamics_on).run()
     assert "1 iterations done" in result.reason
+    assert sorted(r["id"] for r in records(tmp_path, "failed")) == ["1-0", "1-1"]
+    assert records(tmp_path, "iteration")[1]["learned"] == []
 
 
 def test_a_structure_that_fails_alone_is_left_out_when_it_fails_again(tmp_path, no_pictures):
@@ -466,6 +501,133 @@ def test_molecules_isolated_atoms_and_threads(tmp_path, no_pictures):
     assert dict(zip(("isolated-C", "isolated-H", "isolated-O"), result.model.e0, strict=True)) == isolated
 
 
+SURE = {"tolerance": 100.0, "bolder": {"temperature": 1.0, "tau_rel": 2.0, "n_steps": 2.0}}  # two levels beyond
+SELF_ENDING = {"labels": {"within_tolerance": False}, "stop": {"max_iterations": None, "patience": 2}}
+
+
+@pytest.fixture(scope="module")
+def sure(tmp_path_factory):
+    """A campaign that finds nothing from the beginning on."""
+    folder = tmp_path_factory.mktemp("sure")
+    test = {"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}}
+    return folder, hx.HAL(config(folder, dynamics=SURE, test=test, **SELF_ENDING)).run()
+
+
+def levels_of(folder):
+    return [r["boldness"]["level"] for r in records(folder, "request")]
+
+
+def test_exploration_that_finds_nothing_grows_bolder_and_ends_without_buying_labels(sure):
+    folder, result = sure
+    assert result.reason == "nothing left to find: the boldest exploration found nothing in the last 2 iterations"
+    requests = records(folder, "request")
+    assert [r["boldness"] for r in requests] == [
+        {"level": 0, "temperature": 1.0, "tau_rel": 1.0, "n_steps": 1.0},
+        {"level": 1, "temperature": 1.0, "tau_rel": 2.0, "n_steps": 1.0},
+        *[{"level": 2, "temperature": 1.0, "tau_rel": 2.0, "n_steps": 2.0}] * 2,
+    ]
+    assert all(r["jobs"] == {} and r["found"] == 0 and r["tolerance"] == 100.0 for r in requests)
+    assert {replica["status"] for r in requests for replica in r["replicas"]} == {"finished"}
+    assert [{replica["step"] for replica in r["replicas"]} for r in requests] == [{40}, {40}, {80}, {80}]
+    iterations = records(folder, "iteration")
+    assert [r["labels"] for r in iterations] == [4] * 5 and [len(r["learned"]) for r in iterations] == [4, 0, 0, 0, 0]
+    assert all(r["errors"] == iterations[0]["errors"] for r in iterations)
+    saved = hx.evaluate(hx.load(folder / "run" / "model.npz"), [decode(r) for r in records(folder, "label")][4:])
+    assert saved["total"]["force_rmse"] == pytest.approx(iterations[-1]["errors"]["total"]["force_rmse"])
+
+
+def test_the_report_and_the_lines_show_how_boldly_was_explored(sure):
+    folder, _ = sure
+    page = re.sub(r"<[^>]*>|\s+", " ", (folder / "run" / "report.html").read_text("utf-8"))
+    page = re.sub(r" +", " ", page)
+    assert "nothing left to find" in page
+    assert page.count("3 finished; nothing found, no labels") == 4
+    assert page.count("tau_rel × 2, n_steps × 2") == 2
+    shown = [_iteration_line(r) for r in records(folder, "iteration")]
+    assert re.search(r"f \S+ / 100; bolder: tau_rel x 2, n_steps x 2; nothing found; ", shown[-1])
+    assert "bolder" not in shown[1]
+
+
+def test_interrupted_between_its_levels_it_explores_the_same(sure, tmp_path, no_pictures):
+    reference, _ = sure
+    test = {"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}}
+    setup = config(tmp_path, dynamics=SURE, test=test, **SELF_ENDING)
+    for stage in ("dynamics", "select", "evaluate", "dynamics", "report"):
+        met = []
+
+        def interrupt(event, stage=stage, met=met):
+            met.append(event["stage"])
+            if met.count(stage) == 2 or stage == "report" == event["stage"]:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            hx.HAL(setup, resume=True, progress=interrupt).run()
+    result = hx.HAL(setup, resume=True).run()
+    assert result.reason.startswith("nothing left to find")
+    keep = ("iteration", "boldness", "found", "score", "replicas", "tolerance")
+    ours, theirs = ([{k: r[k] for k in keep} for r in records(f, "request")] for f in (tmp_path, reference))
+    assert ours == theirs and comparable(tmp_path) == comparable(reference)
+
+
+def test_a_campaign_that_has_ended_by_itself_goes_on_with_other_dynamics(sure, tmp_path, no_pictures):
+    import shutil
+
+    folder, _ = sure
+    shutil.copytree(folder / "run", tmp_path / "run")
+    test = {"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}}
+    starts = {"structures": str(folder / "start.xyz")}
+    setup = config(tmp_path, dynamics=SURE, test=test, start=starts, **SELF_ENDING)
+    again = hx.HAL(setup, resume=True).run()
+    assert again.reason.startswith("nothing left to find") and len(records(tmp_path, "request")) == 4
+    setup["dynamics"] |= {"tolerance": 1e-6}  # which all meet
+    result = hx.HAL(setup, resume=True).run(max_iterations=5)
+    assert "5 iterations done" in result.reason
+    assert levels_of(tmp_path) == [0, 1, 2, 2, 0]  # bolder than what is given now is not asked for yet
+    assert [len(r["jobs"]) for r in records(tmp_path, "request")] == [0, 0, 0, 0, 2]
+    assert {job["origin"]["status"] for job in records(tmp_path, "request")[4]["jobs"].values()} == {"uncertain"}
+
+
+def test_structures_within_the_tolerance_are_not_labelled(tmp_path, no_pictures):
+    """One replica of three may be uncertain: it alone is labelled, and the boldness stays."""
+    starts = cells(3)
+    starts[1].info["hal_tolerance"] = 1e-6
+    setup = config(tmp_path, starts=starts, dynamics=SURE, **SELF_ENDING)
+    hx.HAL(setup).run(max_iterations=2)
+    requests = records(tmp_path, "request")
+    assert [r["found"] for r in requests] == [1, 1] and levels_of(tmp_path) == [0, 0]
+    assert [[job["origin"]["replica"] for job in r["jobs"].values()] for r in requests] == [[1], [1]]
+
+
+def test_a_default_tolerance_follows_the_model(tmp_path, no_pictures):
+    setup = config(tmp_path, **SELF_ENDING)
+    del setup["dynamics"]["tolerance"]
+    hx.HAL(setup).run(max_iterations=2)
+    requests = records(tmp_path, "request")
+    low, high = TOLERANCE_LIMITS
+    assert all(low <= r["tolerance"] <= high for r in requests)
+    for r in requests:
+        with np.load(tmp_path / "run" / "iterations" / f"{r['iteration']:04d}" / "trajectory.npz") as data:
+            np.testing.assert_array_equal(data["tolerance"], [r["tolerance"]] * 3)
+    assert [r["tolerance"] for r in records(tmp_path, "iteration")[1:]] == [r["tolerance"] for r in requests]
+
+
+def test_a_run_directory_of_an_older_version_goes_on(whole, tmp_path, no_pictures):
+    """Its requests know neither boldness nor tolerance, its config no table `bolder`."""
+    folder, _ = whole
+    (tmp_path / "run").mkdir()
+    new = ("found", "tolerance", "boldness")
+    with open(tmp_path / "run" / "journal.jsonl", "w") as file:
+        for record in read_journal(folder / "run" / "journal.jsonl"):
+            if record["type"] in ("start", "resume"):
+                del record["config"]["dynamics"]["bolder"], record["config"]["labels"]["within_tolerance"]
+            kept = {k: v for k, v in record.items() if record["type"] == "label" or k not in new}
+            file.write(json.dumps(kept) + "\n")
+    test = {"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}}
+    setup = config(tmp_path, test=test, start={"structures": str(folder / "start.xyz")})
+    result = hx.HAL(setup, resume=True).run(max_iterations=3)
+    assert "3 iterations done" in result.reason and [len(r["jobs"]) for r in records(tmp_path, "request")] == [2, 2, 2]
+
+
 def test_overrides_of_one_structure(tmp_path, no_pictures):
     """The second replica is shorter, and moves its cell, which the config does not ask for."""
     starts = cells(1) * 2
@@ -485,6 +647,10 @@ def test_overrides_of_one_structure(tmp_path, no_pictures):
 def test_plan_says_what_would_run_and_runs_nothing(tmp_path):
     plan = hx.HAL(config(tmp_path)).plan()
     assert "functions" in plan and "4 structures" in plan and "max_iterations = 2" in plan
+    ending = hx.HAL(config(tmp_path, dynamics=SURE, **SELF_ENDING)).plan().splitlines()
+    assert "if none found   no labels; up to tau_rel x 2, n_steps x 2" in ending
+    assert "stop            nothing found in 2 of the boldest iterations" in ending
+    assert "tolerance       100 of the relative force error" in ending
     assert not (tmp_path / "run").exists()
 
 

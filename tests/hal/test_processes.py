@@ -104,7 +104,7 @@ def test_what_ends_one_process_ends_the_other_and_the_campaign_resumes(tmp_path)
     assert "error: process 1 has ended: dynamics.devices = 2, but jax has 1 here" in output
     assert "error: dynamics.devices = 2, but jax has 1 here" in other
 
-    toml(tmp_path, setup | {"dynamics": setup["dynamics"] | {"min_distance": 3.0}})
+    toml(tmp_path, setup | {"dynamics": setup["dynamics"] | {"timestep_fs": 400.0}})
     (code, output), (other_code, other) = haljax(path, "--resume", flags=(TWO_DEVICES, TWO_DEVICES))
     assert (code, other_code) == (1, 1)
     assert "error: iteration 1: no replica stayed safe" in output

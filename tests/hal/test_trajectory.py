@@ -280,7 +280,7 @@ def test_guards_and_tolerance_stop_each_replica_with_its_status(go, plain):
 
 
 def test_the_candidate_is_the_last_safe_structure(go, plain):
-    """A replica that heats beyond its guard: what it offers is from the check before."""
+    """A replica that heats beyond its guard: the candidate is from the check before, `stopped` from that check."""
     hottest = plain.seen.temperature.copy()
     column = int(np.argmax(np.argmax(hottest, axis=0) > 1))
     limit = np.max(hottest[:, column]) * (1 - 1e-9)
@@ -291,6 +291,9 @@ def test_the_candidate_is_the_last_safe_structure(go, plain):
     assert r.candidate_step[column] == 10 * end
     before = go(n_steps=np.where(np.arange(WIDTH) == column, 10 * end, 200))
     np.testing.assert_array_equal(r.candidate.positions[column], before.candidate.positions[column])
+    then = go(n_steps=np.where(np.arange(WIDTH) == column, 10 * (end + 1), 200))
+    np.testing.assert_array_equal(r.stopped.positions[column], then.candidate.positions[column])
+    assert np.any(r.stopped.positions[column] != r.candidate.positions[column])
 
 
 def test_too_small_a_list_is_mended(go, small_model):
