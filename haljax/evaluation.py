@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haljax.ace import ACEBasis
+from haljax.ace.density import CHANNELS
 from haljax.bayes import calibration, coverage
 from haljax.model import Model
 from haljax.potentials import VOIGT, Parameters, features_of, parameters_of, total_energy
@@ -229,7 +230,7 @@ class Stds(NamedTuple):
 
 @partial(jax.jit, static_argnums=0)
 def _stds(basis: ACEBasis, params: Parameters, bars: _Bars, system: System, neighbours: Neighbours) -> Stds:
-    density = jnp.zeros((2, basis.n_species)) if params.density is None else params.density
+    density = jnp.zeros((len(CHANNELS), basis.n_species)) if params.density is None else params.density
     rows = all_rows(basis, system, neighbours, params.radii, density)
     P = len(params.factor)
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haljax.ace import ACEBasis, ace_basis
+from haljax.ace.density import CHANNELS
 from haljax.bayes import Posterior, Statistics
 from haljax.rows import KINDS, Table
 from haljax.spread import LeaveOneOut, Spread
@@ -60,7 +61,7 @@ class Model:
     settings : how the data was weighted, and which prior.
     active : (M,) False for functions that ARD pruned.
     radii : (2, Z, Z) Å, inner and outer radii of the repulsive core.
-    density : (2, Z) reference densities of the functions of the density.
+    density : (channels, Z) reference densities of the functions of the density.
     structures : labelled structures that it learned from.
     ignored : index of a structure -> why the fit left it out.
     hyperparameters : of "auto", from which a refit starts.
@@ -231,7 +232,7 @@ def _from_version_1(
         "spread_scale": np.ones(3),
         "spread_noise": alpha**-0.5 / np.where(weights > 0, weights, np.inf),
         "radii": np.stack(basis.core_radii),
-        "density": np.zeros((2, z)),
+        "density": np.zeros((len(CHANNELS), z)),
     }
     e0 = dict(zip(basis.elements, arrays["e0"].tolist(), strict=True))
     added = {"stress_calibration": 1.0, "ignored": {}, "loo": [None] * 6 + [0], "configurations": []}

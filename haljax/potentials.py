@@ -47,7 +47,7 @@ class Parameters(NamedTuple):
     factor : (P, K) square root of the covariance of the first P features, Sigma = factor @ factor.T; P is M, M + Z
         (with E0) or all of `n_features`.
     radii : (2, Z, Z) of the core, Å; None for those of the basis.
-    density : (2, Z) reference densities of `haljax.ace.density`; None where the factor has no such rows.
+    density : (channels, Z) reference densities of `haljax.ace.density`; None where the factor has no such rows.
     """
 
     e0: jax.Array

@@ -29,7 +29,6 @@ from haljax.ace import (
 from haljax.devices import cores
 from haljax.potentials import _voigt, counts
 from haljax.structures import Labels, Neighbours, System, bucket, from_atoms, labels, neighbour_list, vectors
-from haljax.structures.pairs import pairs
 from haljax.structures.system import structure_name
 
 if TYPE_CHECKING:
@@ -181,11 +180,17 @@ def examples(basis: ACEBasis, structures: Sequence[Atoms]) -> Iterator[tuple[Sys
 
 
 def blocks_of(
-    basis: ACEBasis, radii: Array, density: Array, weights: Weights, structures: Sequence[Atoms]
+    basis: ACEBasis,
+    radii: Array,
+    density: Array,
+    weights: Weights,
+    structures: Sequence[Atoms],
+    seen: Iterable[tuple[System, Neighbours]] | None = None,
 ) -> Iterator[Block]:
-    """Weighted rows of each structure in order, computed on all cores and devices."""
+    """Weighted rows of each structure in order, computed on all cores and devices; ``seen`` are its `examples`."""
     known = [labels(atoms, index=i) for i, atoms in enumerate(structures)]
-    labelled = ((*example, label) for example, label in zip(examples(basis, structures), known, strict=True))
+    seen = examples(basis, structures) if seen is None else seen
+    labelled = ((*example, label) for example, label in zip(seen, known, strict=True))
     radii, density = jnp.asarray(radii), jnp.asarray(density)
     return in_threads(partial(weighted, basis, radii, density, weights), labelled)
 
@@ -247,14 +252,14 @@ class Table:
             yield next(light)._replace(rows=rows)
 
 
-def shortest_distances(basis: ACEBasis, structures: Sequence[Atoms]) -> np.ndarray:
-    """(S, Z, Z) Å, of each pair of elements in each structure; infinite where it has none within the cutoff."""
-    found = np.full((len(structures), basis.n_species, basis.n_species), np.inf)
-    for shortest, atoms in zip(found, structures, strict=True):
-        system = from_atoms(atoms, basis.elements, len(atoms))
-        i, j, shift = pairs(system.positions, system.cell, system.pbc, basis.cutoff)
-        d = np.linalg.norm(system.positions[j] - system.positions[i] + shift @ system.cell, axis=1)
-        np.minimum.at(shortest, (system.species[i], system.species[j]), d)
+def shortest_distances(basis: ACEBasis, seen: Sequence[tuple[System, Neighbours]]) -> np.ndarray:
+    """(S, Z, Z) Å, of each pair of elements in each of the `examples`; infinite where it has none within the cutoff."""
+    found = np.full((len(seen), basis.n_species, basis.n_species), np.inf)
+    for shortest, (system, neighbours) in zip(found, seen, strict=True):
+        i, slot = np.nonzero(neighbours.index >= 0)
+        j = neighbours.index[i, slot]
+        d = system.positions[j] - system.positions[i] + neighbours.shift[i, slot] @ system.cell
+        np.minimum.at(shortest, (system.species[i], system.species[j]), np.linalg.norm(d, axis=1))
     return np.minimum(found, np.swapaxes(found, 1, 2))
 
 
@@ -288,17 +293,10 @@ def too_close(basis: ACEBasis, radii: np.ndarray, shortest: np.ndarray, structur
     return found
 
 
-def reference_densities(basis: ACEBasis, structures: Sequence[Atoms]) -> np.ndarray:
-    """Mean densities (2, Z) of each element, in which the functions of the density are written."""
-    found = [
-        (np.asarray(rho), system.species)
-        for (system, _), rho in zip(
-            examples(basis, structures),
-            (_densities(basis, *example) for example in examples(basis, structures)),
-            strict=True,
-        )
-    ]
-    return mean_densities(basis, found)
+def reference_densities(basis: ACEBasis, seen: Sequence[tuple[System, Neighbours]]) -> np.ndarray:
+    """Mean densities (channels, Z) of each element in `examples`, in which the functions of the density are written."""
+    found = in_threads(lambda example: np.asarray(_densities(basis, *example)), seen)
+    return mean_densities(basis, [(rho, system.species) for rho, (system, _) in zip(found, seen, strict=True)])
 
 
 @partial(jax.jit, static_argnums=0)

@@ -14,6 +14,7 @@ import numpy as np
 
 from haljax import bayes
 from haljax.ace import ACEBasis
+from haljax.ace.density import CHANNELS
 from haljax.bayes import Posterior, Statistics, accumulate, empty, one_blas_thread, require_x64, seen_rows
 from haljax.bayes.leave_out import groups_of
 from haljax.bayes.prior import Family, learn
@@ -34,7 +35,7 @@ from haljax.rows import (
     too_close,
 )
 from haljax.spread import LeaveOneOut, Spread, make_spread, residuals_left_out
-from haljax.structures import bucket, from_atoms, labels, neighbour_list
+from haljax.structures import Neighbours, System, bucket, from_atoms, labels
 from haljax.structures.system import structure_name
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ log = logging.getLogger(__name__)
 ENERGY_WEIGHT, FORCE_WEIGHT, STRESS_WEIGHT = 300.0, 10.0, 30.0
 SMOOTHNESS = 2.0
 SOLVERS = ("auto", "brr", "ard")
-E0_COMMON, E0_OWN = 3.0, 1.0  # eV, prior standard deviations of what all E0 have in common, and of each
+E0_COMMON, E0_OWN = 4.0, 0.4  # eV, prior standard deviations of what all E0 have in common, and of each
 E0_KNOWN = 1e-6  # eV, of an E0 that is given
 ABSURD = 30.0  # a structure is left out where its residual is so many times the median of all
 ABSURD_ENERGY, ABSURD_FORCE = 1.0, 5.0  # and above so many eV per atom, or so many times the rms force label
@@ -118,11 +119,14 @@ def update(model: Model, new: Sequence[Atoms]) -> Model:
         raise ValueError("there is nothing to learn: give at least one labelled structure")
     _check(model.basis, new)
     n_old = len(model.structures)
-    close = too_close(model.basis, model.radii, shortest_distances(model.basis, new), new)
+    seen = list(examples(model.basis, new))
+    close = too_close(model.basis, model.radii, shortest_distances(model.basis, seen), new)
     for why in close.values():
         log.warning("%s is closer than the core allows and was not learned; refit, which moves the core", why)
-    used = [atoms for i, atoms in enumerate(new) if i not in close and not _isolated(model.basis, atoms)]
-    blocks = list(blocks_of(model.basis, model.radii, model.density, Weights(*model.settings.weights), used))
+    used = [i for i in range(len(new)) if i not in close and not _isolated(new[i], seen[i][1])]
+    weights = Weights(*model.settings.weights)
+    arrays = model.radii, model.density, weights, [new[i] for i in used], [seen[i] for i in used]
+    blocks = list(blocks_of(model.basis, *arrays))
     ignored = dict(model.ignored) | {n_old + i: why for i, why in close.items()}
     grown = replace(
         model,
@@ -212,7 +216,7 @@ def features(model: Model, structures: Sequence[Atoms]) -> np.ndarray:
 def descriptors(basis: ACEBasis, structures: Sequence[Atoms], radii: np.ndarray | None = None) -> np.ndarray:
     """Summed descriptors (n, M) of structures, so that E = e0 + core + c . D."""
     radii = np.stack(basis.core_radii) if radii is None else radii
-    arrays = jnp.asarray(radii), jnp.zeros((2, basis.n_species))
+    arrays = jnp.asarray(radii), jnp.zeros((len(CHANNELS), basis.n_species))
     found = [np.asarray(all_features(basis, *example, *arrays)) for example in examples(basis, structures)]
     return np.stack(found)[:, : len(basis)]
 
@@ -240,8 +244,9 @@ class _Data(NamedTuple):
 
 def _fitted(basis: ACEBasis, settings: FitSettings, structures: list[Atoms], before: Model | None = None) -> Model:
     """The whole of a fit; ``before`` a model of the first of these structures, whose rows may serve again."""
-    alone = [i for i, atoms in enumerate(structures) if _isolated(basis, atoms)]
-    shortest = shortest_distances(basis, structures)
+    seen = list(examples(basis, structures))
+    alone = [i for i, (atoms, example) in enumerate(zip(structures, seen, strict=True)) if _isolated(atoms, example[1])]
+    shortest = shortest_distances(basis, seen)
     radii = radii_from(basis, shortest)
     close = too_close(basis, radii, shortest, structures)
     ignored = dict.fromkeys(alone, "an isolated atom") | close
@@ -252,8 +257,8 @@ def _fitted(basis: ACEBasis, settings: FitSettings, structures: list[Atoms], bef
         raise ValueError(
             "there is nothing to fit: every structure is an isolated atom or has atoms closer than the core allows"
         )
-    density = reference_densities(basis, [structures[i] for i in used]) if before is None else before.density
-    table = _table(basis, settings, structures, used, radii, density, before)
+    density = reference_densities(basis, [seen[i] for i in used]) if before is None else before.density
+    table = _table(basis, settings, structures, seen, used, radii, density, before)
     absurd: dict[int, str] = {}
     while True:
         kept = [k for k, i in enumerate(used) if i not in absurd]
@@ -263,7 +268,8 @@ def _fitted(basis: ACEBasis, settings: FitSettings, structures: list[Atoms], bef
         data = _Data(rows, here, centre, e0, *_statistics(rows, centre, len(basis)))
         posterior, active, hyperparameters = _solve(basis, settings, data, before)
         groups = _groups(basis, [structures[i] for i in here], rows)
-        residuals = residuals_left_out(rows, groups, posterior) if len(set(groups)) > 2 else []
+        with one_blas_thread():
+            residuals = residuals_left_out(rows, groups, posterior) if len(set(groups)) > 2 else []
         found = _absurd(structures, here, rows, residuals) if len(absurd) < max(1, len(used) // 10) else None
         if found is None:
             break
@@ -304,6 +310,7 @@ def _table(
     basis: ACEBasis,
     settings: FitSettings,
     structures: list[Atoms],
+    seen: list[tuple[System, Neighbours]],
     used: list[int],
     radii: np.ndarray,
     density: np.ndarray,
@@ -314,9 +321,10 @@ def _table(
     if before is not None and before.table is not None and np.array_equal(before.radii, radii):
         old = [i for i in range(len(before.structures)) if i in set(used)]
         if len(old) == len(before.table) and used[: len(old)] == old:
-            fresh = [structures[i] for i in used[len(old) :]]
-            return Table([*before.table, *blocks_of(basis, radii, density, weights, fresh)])
-    return Table(blocks_of(basis, radii, density, weights, [structures[i] for i in used]))
+            fresh = used[len(old) :]
+            rows = blocks_of(basis, radii, density, weights, [structures[i] for i in fresh], [seen[i] for i in fresh])
+            return Table([*before.table, *rows])
+    return Table(blocks_of(basis, radii, density, weights, [structures[i] for i in used], [seen[i] for i in used]))
 
 
 def _statistics(table: Table, centre: np.ndarray, M: int) -> tuple[Statistics, Statistics]:
@@ -460,9 +468,9 @@ def _check(basis: ACEBasis, structures: Sequence[Atoms]) -> None:
         labels(atoms, index=i)
 
 
-def _isolated(basis: ACEBasis, atoms: Atoms) -> bool:
+def _isolated(atoms: Atoms, neighbours: Neighbours) -> bool:
     """A single atom with no image of itself in reach; the primitive cell of a crystal is none."""
-    return len(atoms) == 1 and bool(np.all(neighbour_list(from_atoms(atoms, basis.elements), basis.cutoff).index < 0))
+    return len(atoms) == 1 and bool(np.all(neighbours.index < 0))
 
 
 def _isolated_energies(structures: Sequence[Atoms], alone: Sequence[int]) -> dict[str, float]:

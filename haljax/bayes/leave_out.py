@@ -11,39 +11,51 @@ for groups. On the host, in numpy: groups have any number of rows, and JAX would
 from __future__ import annotations
 
 import numpy as np
-from scipy.linalg import solve_triangular
+from scipy.linalg import lapack, solve_triangular
 
 SINGULAR = 1e-9  # of the part of a direction that other groups determine, below which it counts as unknown
 
 
-def left_out(whitened: np.ndarray, residual: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Residuals (r,) and variances (r,) of a group's rows without these rows, in units of the noise.
+def left_out_residual(whitened: np.ndarray, residual: np.ndarray) -> np.ndarray:
+    """Residuals (r,) of a group's rows under a fit without them, in units of the noise.
 
     Parameters
     ----------
     whitened : (r, K) rows times a factor of the covariance, over the noise. residual : (r,) over the noise.
 
-    A direction that this group alone determines is as uncertain as it can be seen to be (1 / `SINGULAR`), and named by
-    nobody else: its residual is then that of a prediction from nothing.
+    A direction that this group alone determines is as uncertain as can be seen, 1 / `SINGULAR`.
     """
     r, size = whitened.shape
     if r <= size:
-        matrix = (1 + SINGULAR) * np.eye(r) - whitened @ whitened.T
-        root = _root(matrix)
-        inverse = solve_triangular(root, np.eye(r), lower=True)
-        return inverse.T @ (inverse @ residual), np.sum(inverse**2, axis=0) - 1
-    matrix = (1 + SINGULAR) * np.eye(size) - whitened.T @ whitened
-    root = _root(matrix)
-    along = solve_triangular(root, whitened.T, lower=True)
-    return residual + along.T @ (along @ residual), np.sum(along**2, axis=0)
+        return _solved(_root(whitened @ whitened.T), residual)
+    return residual + whitened @ _solved(_root(whitened.T @ whitened), whitened.T @ residual)
 
 
-def _root(matrix: np.ndarray) -> np.ndarray:
+def left_out_variance(whitened: np.ndarray) -> np.ndarray:
+    """Variances (r,) of the model's values at a group's rows without them, in units of the noise squared."""
+    r, size = whitened.shape
+    if r <= size:
+        inverse, failed = lapack.dpotri(_root(whitened @ whitened.T), lower=1)
+        assert not failed
+        return np.diag(inverse) - 1
+    along = solve_triangular(_root(whitened.T @ whitened), whitened.T, lower=True, check_finite=False)
+    return np.sum(along**2, axis=0)
+
+
+def _root(square: np.ndarray) -> np.ndarray:
+    """Lower root of 1 - square, which rounding may have made indefinite."""
+    matrix = (1 + SINGULAR) * np.eye(len(square)) - square
     try:
         return np.linalg.cholesky(matrix)
-    except np.linalg.LinAlgError:  # rounding made it indefinite
+    except np.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(matrix)
-        return np.linalg.qr((vectors * np.sqrt(np.maximum(values, SINGULAR))).T, mode="r").T
+        root = np.linalg.qr((vectors * np.sqrt(np.maximum(values, SINGULAR))).T, mode="r").T
+        return root * np.sign(np.diag(root))[None, :]
+
+
+def _solved(root: np.ndarray, right: np.ndarray) -> np.ndarray:
+    half = solve_triangular(root, right, lower=True, check_finite=False)
+    return solve_triangular(root, half, lower=True, trans="T", check_finite=False)
 
 
 def groups_of(names: list[str | None], features: np.ndarray) -> np.ndarray:

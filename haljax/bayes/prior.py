@@ -23,6 +23,7 @@ DECAY = (4.5, 0.4), (3.0, 0.7)  # mean and standard deviation of p_1, and of p_o
 ANGULAR = (0.0, 1.0)  # of w
 START_ANGULAR = 1.0
 SCALE = (-12.0, 8.0)  # s_o
+FLAT = 1e-6  # relative change of the log evidence at which the search ends: some 0.01
 NOISE = (-6.0, 6.0)  # log of the noise, in units of the weighted rows
 
 
@@ -79,7 +80,9 @@ def learn(stats: Statistics, family: Family, fixed: np.ndarray, start: np.ndarra
         return value, slope
 
     bounds = [NOISE, *[SCALE] * orders, *[(0.5, 9.0)] * orders, (-1.0, 5.0)]
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 100})
+    found = minimize(
+        objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 100, "ftol": FLAT}
+    )
     noise, std = _unpacked(jnp.asarray(found.x), arrays, orders)
     converged = bool(found.fun < 1e12) and found.status == 0
     return Learned(found.x, float(jnp.exp(noise)), np.asarray(std), -float(found.fun), converged)
