@@ -17,8 +17,9 @@ from haljax.hal.acquisition import _width, default_tolerance, expecting, explore
 from haljax.hal.boldness import AS_GIVEN, Boldness
 from haljax.hal.controller import criterion, relative_force_error
 from haljax.potentials import evaluate_system, parameters_of
+from haljax.rows import design_rows, examples
 from haljax.structures import from_atoms, neighbour_list, with_labels
-from haljax.training import descriptors, design_rows, examples
+from haljax.training import descriptors
 
 UNBOUNDED = {"tolerance": 1e3, "max_force": 1e3, "min_distance": 0.3}
 
