@@ -772,7 +772,12 @@ def test_select_of_a_fit_to_forces_alone(basis, tiny_data, alloy):
     # Forces leave what all energies have in common unknown: the first pick tells it, the second is what is odd.
     first, second = hx.select(model, [*tiny_data, odd], 2)
     assert first != 8 and second == 8
-    assert "nan" not in model.choice and "noise 0 " not in model.choice
+
+
+def test_what_was_not_fitted_is_not_in_the_choice(basis, tiny_data):
+    forces = [kept(atoms, "forces") for atoms in tiny_data]
+    choice = hx.fit(basis, forces, e0=E0, energy_weight=0).choice
+    assert "nan" not in choice and "noise 0 " not in choice and "eV/Å" in choice
 
 
 def test_select_asks_for_a_pool(tiny_model, tiny_data):
