@@ -122,8 +122,10 @@ def test_calculator_derivatives_are_those_of_its_energy(p, alloy, small_model):
     np.testing.assert_allclose(-gradient, forces, atol=1e-10)
     sigma = p.sigma(jnp.asarray(atoms.positions), box, species, neighbours)
     np.testing.assert_allclose(sigma, sigma_of(small_model, atoms), rtol=1e-8)
-    # The calculator's has the noise besides.
-    assert sigma < atoms.calc.results["energy_std"]
+    # The calculator's is scaled and has the noise besides; no pair is within the core.
+    spread = small_model.spread
+    expected = np.hypot(spread.scale[0] * sigma, len(atoms) * spread.noise[0])
+    np.testing.assert_allclose(atoms.calc.results["energy_std"], expected, rtol=1e-10)
 
 
 def test_a_molecule_needs_neither_box_nor_list(p, small_model):
