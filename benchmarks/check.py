@@ -34,9 +34,9 @@ from haljax.ace.harmonics import real_harmonics
 from haljax.bayes import accumulate, brr, empty
 from haljax.lattice import monte_carlo as mc
 from haljax.lattice.monte_carlo import Conditions
-from haljax.potentials import energy_and_sigma, parameters_of, total_energy
+from haljax.potentials import biased_energy, parameters_of, total_energy
+from haljax.rows import design_rows
 from haljax.structures import from_atoms, neighbour_list, vectors
-from haljax.training import design_rows
 
 BASELINE = Path(__file__).with_name("baseline.json")
 LOSS = 0.3
@@ -77,11 +77,13 @@ def kernel() -> Pair:
 def bias() -> Pair:
     """Energy and forces of the biased Hamiltonian; plain: of a committee of eight, one reverse pass a member."""
     basis, system, found, params = _alloy(3, 8)
-    draws = params.mean[None] + jax.random.normal(jax.random.key(0), (8, len(basis))) @ params.factor.T
+    M = len(basis)
+    draws = (
+        params.mean[None] + (jax.random.normal(jax.random.key(0), (8, params.factor.shape[1])) @ params.factor.T)[:, :M]
+    )
 
     def biased(positions):
-        energy, sigma = energy_and_sigma(basis, params, system._replace(positions=positions), found)
-        return energy - 0.5 * sigma
+        return biased_energy(basis, params, system._replace(positions=positions), found, 0.5)
 
     def member(mean, positions):
         moved = system._replace(positions=positions)

@@ -2,8 +2,9 @@
 
     python benchmarks/design_matrix.py [--degrees 14 20] [--copies 1 4] [--peer-python PATH] [--no-peer]
 
-Order 3, cutoff 5.5 Å. haljax's rows are compressed block by block as they are made, which its time includes; with
-several copies of the set its memory should stay. ace-jax's matrix is made whole (``stacked_design``), from lists made
+Order 3, cutoff 5.5 Å. haljax's rows have the columns of its spread besides (E0 and the density) and are
+compressed block by block as they are made, which its time includes; with several copies of the set its memory should
+stay. ace-jax's matrix is made whole (``stacked_design``), from lists made
 beforehand, which its time does not include, and of the first structures only, since it takes many minutes for all.
 Each row is measured in a process of its own.
 """
@@ -59,26 +60,28 @@ def ours(degree: int, copies: int) -> dict[str, float]:
     import resource
 
     import jax
-    import numpy as np
     from accuracy import data
 
     import haljax as hx
-    from haljax.bayes import empty
-    from haljax.training import ENERGY_WEIGHT, FORCE_WEIGHT, SMOOTHNESS, STRESS_WEIGHT, FitSettings, _absorbed
+    from haljax.bayes import accumulate, empty
+    from haljax.potentials import n_features
+    from haljax.rows import Weights, blocks_of, radii_from, reference_densities, shortest_distances
+    from haljax.training import ENERGY_WEIGHT, FORCE_WEIGHT, STRESS_WEIGHT
 
     _, train, _ = data("Si")
     basis = hx.ace_basis(("Si",), 5.5, 3, degree)
-    settings = FitSettings(ENERGY_WEIGHT, FORCE_WEIGHT, STRESS_WEIGHT, "brr", SMOOTHNESS)
-    one_body = sum(a.get_potential_energy() for a in train) / sum(map(len, train))
+    weights = Weights(ENERGY_WEIGHT, FORCE_WEIGHT, STRESS_WEIGHT)
+    radii, density = radii_from(basis, shortest_distances(basis, train)), reference_densities(basis, train)
+    n = copies * sum(1 + 3 * len(a) for a in train)
 
     def assemble() -> float:
         start = time.perf_counter()
-        statistics = _absorbed(empty(len(basis)), basis, np.full(1, one_body), settings, train * copies)
-        jax.block_until_ready(statistics)
+        blocks = blocks_of(basis, radii, density, weights, train * copies)
+        seen = accumulate(empty(n_features(basis)), ((b.rows, b.targets) for b in blocks), n)
+        jax.block_until_ready(seen)
         return time.perf_counter() - start
 
     first, again = assemble(), assemble()
-    n = copies * sum(1 + 3 * len(a) for a in train)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     return {
         "functions": len(basis), "rows": n, "rows_per_s": n / again, "compile_s": first - again, "peak_MiB": memory,

@@ -3,7 +3,8 @@
     python benchmarks/refit.py
 
 2060 rows of 759 functions: Al-Cu, order 3, degree 9, twenty 32-atom cells.
-The refit is `fit` at the same hyperparameters: design rows, QR and solve, everything compiled beforehand.
+The refit is `fit` at the same radii, E0 prior and hyperparameters: rows, QR and solve, everything compiled beforehand.
+Beside it the whole of `fit`: radii, hyperparameters and leave-one-out errors too.
 """
 
 from __future__ import annotations
@@ -23,9 +24,10 @@ from ase.calculators.emt import EMT
 from common import row
 
 import haljax as hx
-from haljax.bayes import empty, one_blas_thread, posterior
+from haljax.bayes import one_blas_thread
+from haljax.rows import Table, Weights, blocks_of
 from haljax.structures import with_labels
-from haljax.training import _absorbed
+from haljax.training import E0_KNOWN, _joined, _joint_posterior, _statistics
 
 STRUCTURES = 20  # of 32 atoms: 1 + 96 + 6 rows each
 
@@ -57,25 +59,26 @@ def timed(*calls, repeats: int = 9) -> list[tuple]:
 def main() -> None:
     basis = hx.ace_basis(("Al", "Cu"), 5.0, 3, 9)
     train, new = labelled(STRUCTURES, 0), labelled(1, 1)
-    model = hx.fit(basis, train)
-    fixed = jax.jit(posterior)
+    e0 = {"Al": 0.0, "Cu": 0.0}
+    model = hx.fit(basis, train, e0=e0)
+    M, z, weights = len(basis), basis.n_species, Weights(*model.settings.weights)
+    alpha, precision = model.posterior.noise_precision, model.posterior.prior_precision[:M]
 
     def refit():
-        statistics = _absorbed(empty(len(basis)), basis, model.e0, model.settings, train + new)
+        table = Table(blocks_of(basis, model.radii, model.density, weights, train + new))
         with one_blas_thread():
-            return jax.block_until_ready(
-                fixed(statistics, model.posterior.noise_precision, model.posterior.prior_precision)
-            )
+            joint = _joined(*_statistics(table, np.zeros(z), M), M + z)
+            return jax.block_until_ready(_joint_posterior(joint, alpha, precision, E0_KNOWN * np.eye(z), model.active))
 
     (updated, update_s, update_spread), (again, refit_s, refit_spread), (_, fit_s, _) = timed(
-        lambda: hx.update(model, new).posterior, refit, lambda: hx.fit(basis, train + new).posterior
+        lambda: hx.update(model, new).posterior, refit, lambda: hx.fit(basis, train + new, e0=e0).posterior
     )
     scale = float(np.abs(again.mean).max())
     covariance, reference = (np.asarray(p.factor @ p.factor.T) for p in (updated, again))
     row(
         "refit",
         functions=len(basis),
-        rows=int(model.statistics.n),
+        rows=sum(len(block.targets) for block in model.table),
         update_s=update_s,
         update_spread_s=update_spread,
         refit_s=refit_s,

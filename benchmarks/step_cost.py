@@ -31,7 +31,8 @@ from refit import labelled
 import haljax as hx
 from haljax.hal.trajectory import room
 from haljax.md import Hamiltonian, Replica, advance, hamiltonian
-from haljax.potentials import Parameters, parameters_of, total_energy
+from haljax.potentials import Parameters, n_features, parameters_of, total_energy
+from haljax.rows import reference_densities
 from haljax.structures import from_atoms, neighbour_list, neighbour_state, required_stencil, stack
 
 STEPS, SKIN = 50, 0.5
@@ -130,7 +131,14 @@ def energy_and_forces(model, basis, atoms) -> dict[str, float]:
 
 def parameters_like(basis) -> Parameters:
     m = len(basis)
-    return Parameters(jnp.zeros(basis.n_species), jnp.linspace(-1.0, 1.0, m) / m, jnp.eye(m))
+    density = jnp.asarray(reference_densities(basis, [bulk(element) for element in basis.elements]))
+    return Parameters(
+        jnp.zeros(basis.n_species),
+        jnp.linspace(-1.0, 1.0, m) / m,
+        jnp.eye(n_features(basis)),
+        jnp.stack(basis.core_radii),
+        density,
+    )
 
 
 def model_like(model, basis):
@@ -138,8 +146,10 @@ def model_like(model, basis):
     return replace(
         model,
         basis=basis,
-        e0=np.zeros(basis.n_species),
-        posterior=model.posterior._replace(mean=p.mean, factor=p.factor),
+        radii=np.asarray(p.radii),
+        density=np.asarray(p.density),
+        posterior=model.posterior._replace(mean=jnp.concatenate([p.mean, p.e0])),
+        spread=model.spread._replace(factor=p.factor),
     )
 
 

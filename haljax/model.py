@@ -94,12 +94,12 @@ class Model:
     @property
     def coefficients(self) -> np.ndarray:
         """(M,) mean coefficients of the basis functions, eV."""
-        return np.asarray(self.posterior.mean[: len(self.basis)])
+        return np.asarray(self.posterior.mean)[: len(self.basis)]
 
     @property
     def e0(self) -> np.ndarray:
         """(Z,) energies of the isolated elements, eV, in the order of ``basis.elements``."""
-        return np.asarray(self.posterior.mean[len(self.basis) :])
+        return np.asarray(self.posterior.mean)[len(self.basis) :]
 
     @property
     def choice(self) -> str:

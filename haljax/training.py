@@ -138,7 +138,7 @@ def update(model: Model, new: Sequence[Atoms]) -> Model:
     )
     if not blocks:
         return grown
-    rows = np.concatenate([b.rows for b in blocks]) * _mask(model)
+    rows = np.concatenate([b.rows for b in blocks])[:, : len(model.spread.factor)] * _mask(model)
     targets = np.concatenate([b.targets for b in blocks])
     kind = np.concatenate([b.kind for b in blocks])
     joint = len(model.posterior.mean)

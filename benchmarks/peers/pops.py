@@ -11,8 +11,8 @@ from _scores import Prediction
 from ase import Atoms
 
 import haljax as hx
+from haljax.rows import design_rows, examples
 from haljax.structures import labels
-from haljax.training import design_rows, examples
 
 
 def predict(python: str, model: hx.Model, train: list[Atoms], test: list[Atoms]) -> Prediction:
@@ -55,7 +55,7 @@ class _Rows:
         calculator = hx.Calculator(model)
         rows, predicted = [], []
         for atoms, example in zip(structures, examples(model.basis, structures), strict=True):
-            found = design_rows(model.basis, *example)
+            found = design_rows(model.basis, *example, model.radii)
             n = len(atoms)
             rows += [found.energy[None], found.forces[:n].reshape(3 * n, -1), found.virial]
             copy = atoms.copy()
@@ -63,8 +63,7 @@ class _Rows:
             virial = -copy.get_stress() * copy.get_volume() if copy.pbc.all() else np.full(6, np.nan)
             predicted += [[copy.get_potential_energy()], copy.get_forces().ravel(), virial]
         self.rows = np.concatenate(rows)
-        mean = np.asarray(model.posterior.mean)[: self.rows.shape[1]]
-        self.base = np.concatenate(predicted) - self.rows @ mean
+        self.base = np.concatenate(predicted) - self.rows @ model.coefficients
 
 
 def _labels(atoms: Atoms) -> np.ndarray:

@@ -258,6 +258,7 @@ class Dimer(NamedTuple):
     core, fitted : (n,) eV; their sum is the energy less E0.
     radii : Å; the core alone acts below the first, the fit alone above the second.
     seen : shortest distance in the data, Å, NaN where the pair is not in it.
+    covalent : sum of the covalent radii, Å, the unit of ``dynamics.min_distance``.
     """
 
     name: str
@@ -266,6 +267,7 @@ class Dimer(NamedTuple):
     fitted: np.ndarray
     radii: tuple[float, float]
     seen: float
+    covalent: float
 
     @property
     def total(self) -> np.ndarray:
@@ -311,10 +313,11 @@ def dimers(model: Model, train: Sequence[Atoms]) -> list[Dimer]:
     curves = []
     for a, b in basis.pairs:
         inner, outer = (float(radius[a, b]) for radius in model.radii)
-        r = np.linspace(0.3 * basis.core_radii[1][a, b] / CORE_OUTER, basis.cutoff, 500)
+        covalent = float(basis.core_radii[1][a, b] / CORE_OUTER)
+        r = np.linspace(0.3 * covalent, basis.cutoff, 500)
         core, fitted = energies(jnp.asarray(r), jnp.array([a, b]))
         name = f"{basis.elements[a]}–{basis.elements[b]}"
-        curves.append(Dimer(name, r, np.asarray(core), np.asarray(fitted), (inner, outer), seen[a, b]))
+        curves.append(Dimer(name, r, np.asarray(core), np.asarray(fitted), (inner, outer), seen[a, b], covalent))
     return curves
 
 
@@ -543,13 +546,11 @@ def _model_sections(
 
 
 def _hole_warning(curve: Dimer, hole: Hole) -> str:
-    from haljax.ace.basis import CORE_OUTER
-
     known = (
         "the pair is not in the data, and inside its core" if np.isnan(curve.seen)
         else f"below {curve.seen:.2f} Å, the shortest distance in the data,"
     )  # fmt: skip
-    guard = hole.rim / (curve.radii[1] / CORE_OUTER)
+    guard = hole.rim / curve.covalent
     return (
         f"Attractive hole in {curve.name}: {known} the dimer energy falls by {hole.depth:.2g} eV as the "
         f"atoms approach from {hole.rim:.2f} to {hole.bottom:.2f} Å. Atoms that get there may stay there. "

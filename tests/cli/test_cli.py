@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,7 @@ import haljax as hx
 from haljax import cli
 from haljax.campaign import JournalError
 from haljax.cli import check, potential
+from haljax.evaluation import left_out_words
 from haljax.md import Status
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -105,7 +107,10 @@ def test_fit_is_that_of_the_library(folder):
     assert model.basis == hx.ace_basis(["Al", "Cu"], 4.5, 2, 6)
     assert (model.settings.force_weight, model.settings.smoothness, model.n_structures) == (20, 1, 8)
     out = (folder / "fit.txt").read_text()
-    assert str(hx.evaluate(model, read(folder / "train.xyz", ":"))) in out
+    # The errors on the training set with those of structures left out, an estimate of test errors, below.
+    assert model.choice in out and model.settings.solver == "auto"
+    train = replace(hx.evaluate(model, read(folder / "train.xyz", ":")), note=left_out_words(model))
+    assert str(train) in out and out.count("leave-one-out (8 groups") == 2
     assert str(hx.evaluate(model, read(folder / "test.xyz", ":"))) in out
 
 
@@ -157,7 +162,9 @@ def test_update_then_calibrate(folder, tmp_path):
     out = succeeds("calibrate", tmp_path / "more.npz", folder / "test.xyz", "-o", tmp_path / "calibrated.npz")
     assert "nominal coverage" in out
     calibrated = hx.load(tmp_path / "calibrated.npz")
-    assert calibrated.force_calibration != 1 and f"of forces x {calibrated.force_calibration:.3g}" in out
+    # Six structures of eight atoms: how many values the factors come from stands beside them.
+    assert calibrated.force_calibration != 1
+    assert f"forces_std x {calibrated.force_calibration:.3g} (from 144 components)" in out
 
 
 def no_schema(path: Path, folder: Path) -> Path:

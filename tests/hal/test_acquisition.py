@@ -9,18 +9,22 @@ import pytest
 from ase import Atoms
 from ase.units import kB
 
-import haljax as hx
-from haljax.bayes import committee
 from haljax.config import Dynamics
 from haljax.hal import acquisition, trajectory
-from haljax.hal.acquisition import _width, default_tolerance, expecting, explore, room_for
+from haljax.hal.acquisition import _width, default_tolerance, explore, room_for
 from haljax.hal.boldness import AS_GIVEN, Boldness
 from haljax.hal.controller import criterion, relative_force_error
 from haljax.potentials import evaluate_system, parameters_of
-from haljax.structures import from_atoms, neighbour_list, with_labels
-from haljax.training import descriptors, design_rows, examples
+from haljax.rows import all_rows, examples
+from haljax.structures import from_atoms, neighbour_list
 
 UNBOUNDED = {"tolerance": 1e3, "max_force": 1e3, "min_distance": 0.3}
+
+
+def committee(model, key, n):
+    """Deviations (n, P) of a round's committee from the mean, of the covariance of the model's spread."""
+    factor = model.spread.factor
+    return jax.random.normal(jax.random.fold_in(key, 1 << 20), (n, factor.shape[1])) @ factor.T
 
 
 @pytest.fixture(scope="module")
@@ -49,8 +53,7 @@ def single(go):
 def test_candidates_are_float64_and_what_was_seen_is_near_float64(single, small_model):
     """Relative to the terms that cancel in it, a value has some ten roundings of 6e-8; energies 1e-5 eV an atom."""
     assert {leaf.dtype for leaf in single.seen if leaf.dtype.kind == "f"} == {np.dtype(np.float32)}
-    deviations = committee(jax.random.fold_in(jax.random.key(0), 1 << 20), small_model.posterior, 4)
-    deviations -= small_model.posterior.mean[None]
+    deviations = committee(small_model, jax.random.key(0), 4)
     for i, atoms in enumerate(single.candidates):
         assert atoms.positions.dtype == atoms.cell.array.dtype == np.float64
         assert single.replicas[i]["step"] == atoms.info["origin"]["step"] == 100
@@ -102,33 +105,17 @@ def test_what_a_reference_calculator_can_label():
     assert not acquisition._can_be_labelled(Atoms("Cu", cell=[1.3, 9, 9], pbc=True))  # its own image
 
 
-def test_what_is_expected_of_chosen_structures_is_their_update_whatever_their_labels(small_model, alloy):
-    chosen = [alloy(90), alloy(91)]
-    model = expecting(small_model, chosen)
-    np.testing.assert_array_equal(model.posterior.mean, small_model.posterior.mean)
-    for labels in (0.0, 7.0):
-        labelled = [with_labels(a, labels, np.full((len(a), 3), labels)) for a in chosen]
-        exact = hx.update(small_model, labelled).posterior.factor
-        covariance = model.posterior.factor @ model.posterior.factor.T
-        np.testing.assert_allclose(covariance, exact @ exact.T, rtol=1e-8, atol=1e-12 * np.abs(covariance).max())
-    before = np.asarray(small_model.posterior.factor @ small_model.posterior.factor.T)
-    rows = descriptors(small_model.basis, chosen)
-    assert np.all(np.einsum("ni,ij,nj->n", rows, before - covariance, rows) > 0)
-    assert expecting(small_model, []) is small_model
-
-
 def test_the_default_tolerance_is_relative_to_the_training_structures(small_model, alloy):
     dynamics, key = Dynamics(temperature_K=600.0), jax.random.key(5)
     train = [alloy(i) for i in range(6)]
     value = default_tolerance(small_model, dynamics, train, key)
-    deviations = committee(jax.random.fold_in(key, 1 << 20), small_model.posterior, dynamics.committee)
-    deviations = np.asarray(deviations - small_model.posterior.mean[None])
-    found = []
+    deviations, M = np.asarray(committee(small_model, key, dynamics.committee)), len(small_model.basis)
+    arrays, found = (small_model.radii, small_model.density), []
     for atoms in train:
-        rows = design_rows(small_model.basis, *next(examples(small_model.basis, [atoms])))
+        rows = all_rows(small_model.basis, *next(examples(small_model.basis, [atoms])), *arrays)
         n = len(atoms)
         slopes = np.asarray(rows.forces)[:n]
-        forces = slopes @ np.asarray(small_model.posterior.mean) + np.asarray(rows.core_forces)[:n]
+        forces = slopes[..., :M] @ small_model.coefficients + np.asarray(rows.core_forces)[:n]
         error = np.sqrt(np.mean(np.sum((slopes @ deviations.T) ** 2, axis=1), axis=1))
         found.append((error / (np.linalg.norm(forces, axis=1) + dynamics.epsilon)).max())
     expected = acquisition.TOLERANCE_FACTOR * np.quantile(found, acquisition.TOLERANCE_QUANTILE)
@@ -136,9 +123,10 @@ def test_the_default_tolerance_is_relative_to_the_training_structures(small_mode
     assert low < expected < high, "the limits hide what is tested"
     np.testing.assert_allclose(value, expected, rtol=1e-6)
     # It follows the scale of the error bars, within limits.
-    surer = replace(small_model, posterior=small_model.posterior._replace(factor=small_model.posterior.factor / 1e3))
+    spread = small_model.spread
+    surer = replace(small_model, spread=spread._replace(factor=spread.factor / 1e3))
     assert default_tolerance(surer, dynamics, train, key) == low
-    doubtful = replace(small_model, posterior=small_model.posterior._replace(factor=small_model.posterior.factor * 1e3))
+    doubtful = replace(small_model, spread=spread._replace(factor=spread.factor * 1e3))
     assert default_tolerance(doubtful, dynamics, train, key) == high
 
 
@@ -193,7 +181,8 @@ def _products(program):
 
 def test_energies_of_isolated_atoms_cost_no_digits(single, go, small_model):
     """Of -20000 eV an atom, as pseudopotential codes have them, float32 leaves 0.03 eV for a Metropolis test."""
-    deep = replace(small_model, e0=small_model.e0 - 2e4)
+    mean = small_model.posterior.mean.at[len(small_model.basis) :].add(-2e4)
+    deep = replace(small_model, posterior=small_model.posterior._replace(mean=mean))
     other = go(deep, precision="float32", pressure_GPa=1.0, swap_interval=20, tau_history=20)
     for name in ("cell_moves", "swap_moves"):
         moves = getattr(single.seen, name)

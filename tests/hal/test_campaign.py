@@ -126,14 +126,16 @@ def test_a_campaign_leaves_what_the_user_takes_home(whole):
     saved = hx.load(run / "model.npz")
     np.testing.assert_array_equal(saved.posterior.mean, result.model.posterior.mean)
     (stop,) = records(folder, "stop")
-    assert stop["calibration"]["force_factor"] == saved.force_calibration != 1.0
+    # Held-out and test labels judge the error bars; the fit has calibrated them by itself.
+    assert stop["calibration"]["force_factor"] != 1.0 == saved.force_calibration
+    assert stop["calibration"]["force_values"] > 0 and saved.loo.groups > 2
     table = hx.evaluate(saved, [a for a in read(run / "structures.xyz", ":") if a.info["role"] == "test"])
     # Extended XYZ keeps eight decimals.
     assert table["total"]["force_rmse"] == pytest.approx(result.errors["total"]["force_rmse"], rel=1e-6)
 
 
 def check_learned_all_in_one(folder, model):
-    """Learning round by round ends where one fit to all training labels at the same E0 does."""
+    """Learning round by round ends where one fit to all training labels does."""
     order = ["start-0", "start-1", "start-2", "start-3"]
     order += [id for r in records(folder, "request") for id in r["jobs"]]
     by_id = {r["id"]: r for r in records(folder, "label") if r["role"] == "train"}
@@ -144,12 +146,12 @@ def check_learned_all_in_one(folder, model):
             s = r["structure"]
             atoms = bulk("Al").__class__(s["numbers"], s["positions"], cell=s["cell"], pbc=s["pbc"])
             train.append(with_labels(atoms, r["energy"], r["forces"], r["stress"]))
-    e0 = dict(zip(("Al", "Cu"), model.e0, strict=True))
-    again = hx.fit(model.basis, train, e0=e0)
-    # The noise precision is a fixed point found to 1e-10; coefficients inherit that through the conditioning.
-    np.testing.assert_allclose(again.posterior.noise_precision, model.posterior.noise_precision, rtol=1e-6)
+    again = hx.fit(model.basis, train)
+    np.testing.assert_allclose(again.radii, model.radii, rtol=1e-8)
+    # The searches for the hyperparameters begin at different places, and end where the evidence is flat.
+    np.testing.assert_allclose(again.posterior.noise_precision, model.posterior.noise_precision, rtol=1e-2)
     table = hx.evaluate(again, train)["total"], hx.evaluate(model, train)["total"]
-    assert table[0]["force_rmse"] == pytest.approx(table[1]["force_rmse"], rel=1e-6)
+    assert table[0]["force_rmse"] == pytest.approx(table[1]["force_rmse"], rel=1e-2)
 
 
 def test_the_final_model_has_learned_every_training_label_in_one(whole):
@@ -468,8 +470,9 @@ def test_labelled_starts_are_not_labelled_again(tmp_path, no_pictures):
     result = hx.HAL(config(tmp_path, starts=starts, stop={"max_iterations": 1})).run()
     known = read(tmp_path / "run" / "structures.xyz", ":")
     train = [atoms for atoms in known if atoms.info["role"] == "train"]
-    again = hx.fit(result.model.basis, train, e0=dict(zip(("Al", "Cu"), result.model.e0, strict=True)))
-    np.testing.assert_allclose(again.posterior.noise_precision, result.model.posterior.noise_precision, rtol=1e-4)
+    again = hx.fit(result.model.basis, train)
+    # As in `check_learned_all_in_one`; a weight that is lost doubles the noise, or halves it.
+    np.testing.assert_allclose(again.posterior.noise_precision, result.model.posterior.noise_precision, rtol=1e-2)
     assert known[1].info["energy_weight"] == 0.5 and known[1].info["stress_weight"] == 0.0
     assert known[2].arrays["force_weight"].tolist() == list(range(8))
     assert not {"energy_weight", "force_weight"} & (set(known[0].info) | set(known[-1].info))
@@ -498,7 +501,9 @@ def test_molecules_isolated_atoms_and_threads(tmp_path, no_pictures):
     with ThreadPoolExecutor(1) as pool:
         result = hx.HAL(setup, calculator=EMT(), executor=pool).run()
     isolated = {r["id"]: r["energy"] for r in records(tmp_path, "label") if r["role"] == "isolated"}
-    assert dict(zip(("isolated-C", "isolated-H", "isolated-O"), result.model.e0, strict=True)) == isolated
+    assert len(isolated) == 3
+    for name, energy in zip(("isolated-C", "isolated-H", "isolated-O"), result.model.e0, strict=True):
+        assert energy == pytest.approx(isolated[name], abs=1e-5)  # known to 1e-6 beforehand
 
 
 SURE = {"tolerance": 100.0, "bolder": {"temperature": 1.0, "tau_rel": 2.0, "n_steps": 2.0}}  # two levels beyond

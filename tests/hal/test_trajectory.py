@@ -10,7 +10,6 @@ import pytest
 from ase import units
 from ase.build import bulk
 
-from haljax.bayes import committee
 from haljax.hal import trajectory
 from haljax.hal.controller import criterion, mean_norm, relative_force_error
 from haljax.hal.trajectory import BLOCK, Conditions, HALParameters, Protocol, _begin, _block, run
@@ -48,7 +47,8 @@ def conditions(width=WIDTH, **changed):
 
 @pytest.fixture(scope="module")
 def params(small_model):
-    deviations = committee(jax.random.key(1), small_model.posterior, 4) - small_model.posterior.mean[None]
+    factor = small_model.spread.factor
+    deviations = jax.random.normal(jax.random.key(1), (4, factor.shape[1])) @ factor.T
     return HALParameters(parameters_of(small_model), deviations)
 
 

@@ -9,9 +9,10 @@ from ase.calculators.calculator import PropertyNotImplementedError
 from ase.md.verlet import VelocityVerlet
 
 import haljax as hx
-from haljax.evaluation import _evaluate, _force_std
+from haljax.evaluation import _evaluate, _stds
+from haljax.rows import all_rows, examples
 from haljax.structures import neighbour_list
-from haljax.training import descriptors
+from haljax.training import features
 
 H = 1e-4  # Å: errors of central differences are then some H^2 and 1e-16 eV / H, both below 1e-7
 
@@ -41,6 +42,12 @@ def slope(atoms, change, value=Atoms.get_potential_energy):
     return (found[0] - found[1]) / (2 * H)
 
 
+def shifted(model, by):
+    """The model with other energies of the isolated elements."""
+    mean = model.posterior.mean.at[len(model.basis) :].add(by)
+    return replace(model, posterior=model.posterior._replace(mean=mean))
+
+
 def moved(i, x):
     def change(atoms, h):
         atoms.positions[i, x] += h
@@ -57,7 +64,7 @@ def test_forces_are_the_gradient(atoms, molecule):
 
 
 def test_another_model_gives_other_results(atoms, tiny_model):
-    forces, other = atoms.get_forces(), replace(tiny_model, e0=tiny_model.e0 + 1.0)
+    forces, other = atoms.get_forces(), shifted(tiny_model, 1.0)
     energy = atoms.get_potential_energy()
     atoms.calc.model = other
     assert atoms.get_potential_energy() == pytest.approx(energy + len(atoms), rel=1e-12)
@@ -78,23 +85,42 @@ def test_stress_is_the_strain_derivative(atoms):
 
 
 def test_standard_deviations_are_exact(atoms, molecule, tiny_model):
-    model = replace(tiny_model, energy_calibration=2.0, force_calibration=3.0)
-    factor = np.asarray(model.posterior.factor)
+    """sqrt(scale^2 (x Sigma x + core^2) + noise^2) times the calibration factor; x of a force by finite differences."""
+    spread = tiny_model.spread._replace(scale=np.array([1.3, 0.7, 1.1]), noise=np.array([0.002, 0.05, 0.03]))
+    model = replace(tiny_model, spread=spread, energy_calibration=2.0, force_calibration=3.0, stress_calibration=5.0)
+    factor = np.asarray(model.spread.factor)
     for structure in (atoms, molecule):
         structure.calc = hx.Calculator(model)
+        rows = all_rows(model.basis, *next(examples(model.basis, [structure])), model.radii, model.density)
 
         def described(copy):
-            return descriptors(model.basis, [copy])[0]
+            return features(model, [copy])[0]
 
-        d = described(structure)
+        x, n = described(structure), len(structure)
         energy_std = structure.calc.get_property("energy_std", structure)
-        # sigma^2 has a floor of 1e-12 eV^2
-        np.testing.assert_allclose(energy_std, 2 * np.sqrt(d @ factor @ factor.T @ d + 1e-12), rtol=1e-10)
+        model_part = x @ factor @ factor.T @ x + float(rows.core_energy) ** 2
+        np.testing.assert_allclose(energy_std, 2 * np.sqrt(1.3**2 * model_part + (n * 0.002) ** 2), rtol=1e-10)
         forces_std = structure.calc.get_property("forces_std", structure)
-        assert forces_std.shape == (len(structure), 3)
-        for i, x in ((0, 0), (1, 1), (2, 2)):
-            gradient = slope(structure, moved(i, x), described)
-            np.testing.assert_allclose(forces_std[i, x], 3 * np.linalg.norm(factor.T @ gradient), rtol=1e-5)
+        assert forces_std.shape == (n, 3)
+        for i, axis in ((0, 0), (1, 1), (2, 2)):
+            gradient = slope(structure, moved(i, axis), described)
+            model_part = np.sum((factor.T @ gradient) ** 2) + float(rows.core_forces[i, axis]) ** 2
+            expected = 3 * np.sqrt(0.7**2 * model_part + 0.05**2)
+            np.testing.assert_allclose(forces_std[i, axis], expected, rtol=1e-5)
+    structure = atoms
+    stress_std = structure.calc.get_property("stress_std", structure)
+    for voigt, (a, b) in ((0, (0, 0)), (3, (1, 2))):
+
+        def strained(copy, h, a=a, b=b):
+            strain = np.zeros((3, 3))
+            strain[a, b] += h / 2
+            strain[b, a] += h / 2
+            copy.set_cell(copy.cell @ (np.eye(3) + strain), scale_atoms=True)
+
+        gradient = slope(structure, strained, lambda copy: features(model, [copy])[0])
+        model_part = np.sum((factor.T @ gradient) ** 2)  # no core in this cell
+        expected = 5 * np.sqrt(1.1**2 * model_part + (len(structure) * 0.03) ** 2) / structure.get_volume()
+        np.testing.assert_allclose(stress_std[voigt], expected, rtol=1e-5)
 
 
 def test_results_are_plain_and_complete(atoms):
@@ -151,7 +177,8 @@ def test_isolated_atoms_have_their_one_body_energy(tiny_model):
         alone.calc = hx.Calculator(tiny_model)
         assert alone.get_potential_energy() == energy
         assert not alone.get_forces().any()
-        assert alone.calc.results["energy_std"] < 1e-5
+        # No structure says what a single atom has: far more uncertain than a crystal's energy per atom.
+        assert alone.calc.results["energy_std"] > 0.3
 
 
 def test_neighbour_capacity_grows(atoms, tiny_model):
@@ -269,11 +296,11 @@ def test_other_model_same_shapes_compiles_nothing(atoms, tiny_model):
     """Coefficients are arguments, not constants, of what is compiled."""
     atoms.get_potential_energy()
     atoms.calc.get_property("forces_std", atoms)
-    compiled = _evaluate._cache_size(), _force_std._cache_size()
-    atoms.calc = hx.Calculator(replace(tiny_model, e0=tiny_model.e0 + 1))
+    compiled = _evaluate._cache_size(), _stds._cache_size()
+    atoms.calc = hx.Calculator(shifted(tiny_model, 1.0))
     energy = atoms.get_potential_energy()
     atoms.calc.get_property("forces_std", atoms)
-    assert (_evaluate._cache_size(), _force_std._cache_size()) == compiled
+    assert (_evaluate._cache_size(), _stds._cache_size()) == compiled
     atoms.calc = hx.Calculator(tiny_model)
     np.testing.assert_allclose(energy - atoms.get_potential_energy(), 4, rtol=1e-10)
 

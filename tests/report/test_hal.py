@@ -271,15 +271,13 @@ def test_shortest_distance_in_the_data(model):
 
 def _doctored(model, strength):
     """The model with its fitted part replaced by one pair function of Al–Cu."""
-    mean = np.zeros(len(model.basis))
+    mean = np.zeros(len(model.posterior.mean))  # E0 too
     mean[model.basis.max_degree] = strength
     return replace(model, posterior=model.posterior._replace(mean=mean))
 
 
 def test_an_attractive_hole_is_warned_of(campaign, model):
     from ase.neighborlist import neighbor_list
-
-    from haljax.ace.basis import CORE_OUTER
 
     # The first pair function keeps its sign, so that one sign of its coefficient attracts at all distances.
     curve = dimers(_doctored(model, 1.0), [])[1]
@@ -293,7 +291,11 @@ def test_an_attractive_hole_is_warned_of(campaign, model):
     assert depth > 0.05 and bottom < rim <= hole.seen
     shortest = min(neighbor_list("d", atoms, {("Al", "Cu"): 5.0}).min() for atoms in _labelled(6, seed=5))
     assert hole.seen == pytest.approx(shortest)
-    assert CORE_OUTER * 2.53 == pytest.approx(hole.radii[1], rel=0.01)
+    assert hole.radii == pytest.approx(tuple(model.radii[:, 0, 1])) and hole.radii[1] < hole.seen
+    assert hole.covalent == pytest.approx(2.53, rel=0.01)  # Al 1.21 and Cu 1.32 Å
+    # The advice is in sums of covalent radii, as dynamics.min_distance is.
+    curve = dimers(_doctored(model, attractive), _labelled(6, seed=len("train")))[1]
+    assert f"dynamics.min_distance to at least {curve.hole().rim / 2.53:.2f}" in page
 
 
 def test_a_repulsive_curve_is_not_warned_of(campaign, model):

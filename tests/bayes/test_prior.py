@@ -1,0 +1,94 @@
+"""The smooth prior: its evidence is that of the normal density, and its maximum is near the hyperparameters of data."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from haljax.bayes.prior import DECAY_UNIT, Family, _log_evidence, _negative, _objective, _penalty, _unpacked, learn
+
+from .problems import close, regression, statistics
+
+
+def dense(log_std, log_noise, rows, targets):
+    """log N(targets; 0, noise^2 + rows diag(std^2) rows^T), with the matrix itself."""
+    n = len(targets)
+    covariance = jnp.exp(2 * log_noise) * jnp.eye(n) + (rows * jnp.exp(2 * log_std)[None, :]) @ rows.T
+    root = jnp.linalg.cholesky(covariance)
+    whitened = jax.scipy.linalg.solve_triangular(root, targets, lower=True)
+    return -0.5 * jnp.sum(whitened**2) - jnp.sum(jnp.log(jnp.diag(root))) - 0.5 * n * jnp.log(2 * jnp.pi)
+
+
+@pytest.mark.parametrize(("n", "M"), [(40, 12), (9, 14)])  # more rows than functions, and fewer
+def test_the_evidence_is_the_normal_density(n, M):
+    rows, targets = regression(n, M)
+    log_std, log_noise = jnp.linspace(-2.0, 1.0, M), jnp.array(-1.0)
+    data = rows.T @ rows, rows.T @ targets, targets @ targets, jnp.array(float(n))
+    value, slopes = jax.value_and_grad(_log_evidence, (0, 1))(log_std, log_noise, *data)
+    exact, exact_slopes = jax.value_and_grad(dense, (0, 1))(log_std, log_noise, rows, targets)
+    # Both lose the digits of a condition number of some 1e4.
+    np.testing.assert_allclose(value, exact, rtol=1e-10)
+    close(slopes[0], exact_slopes[0], 1e-9)
+    np.testing.assert_allclose(slopes[1], exact_slopes[1], rtol=1e-9)
+
+
+@pytest.fixture(scope="module")
+def family():
+    """60 functions of order 1 with n up to 5, and 120 of order 2, also with l up to 3."""
+    rng = np.random.default_rng(2)
+    order = np.repeat([1, 2], [60, 120])
+    n = np.concatenate([rng.integers(0, 6, 60), rng.integers(0, 6, 120)]).astype(float)
+    return Family(order, n, np.where(order == 2, rng.integers(0, 4, 180), 0).astype(float))
+
+
+@pytest.fixture(scope="module")
+def problem(family):
+    """2000 rows of coefficients drawn with decays 4.5 and 3, w = 0.5, and of noise 0.2; E0 of two elements besides."""
+    rng = np.random.default_rng(3)
+    decay = np.where(family.order == 1, 4.5, 3.0)
+    std = np.exp(np.where(family.order == 1, 1.0, 0.0) - decay * (family.n + 0.5 * family.l) / DECAY_UNIT)
+    rows = rng.normal(size=(2000, 182))
+    e0 = np.array([[0.7, 0.0], [0.3, 0.5]])
+    coefficients = np.concatenate([std * rng.normal(size=180), e0 @ rng.normal(size=2)])
+    return statistics(jnp.asarray(rows), jnp.asarray(rows @ coefficients + 0.2 * rng.normal(size=2000))), std, e0
+
+
+def test_hyperparameters_of_synthetic_data_are_found(family, problem):
+    stats, std, e0 = problem
+    found = learn(stats, family, e0)
+    assert found.converged
+    # 1820 rows beyond those that fix the coefficients: the noise is known to 1 / sqrt(2 x 1820) = 1.7 %; three times.
+    assert found.noise == pytest.approx(0.2, rel=0.05)
+    # A scale from k coefficients is known to 1 / sqrt(2 k): 9 % of 60, 6 % of 120. That of single functions depends
+    # on the decay too, whose hyper-prior is as wide: three times the both of them.
+    for own in (family.order == 1, family.order == 2):
+        error = np.log(found.std / std)[own]
+        assert abs(error.mean()) < 0.4 and np.abs(error).max() < 1.0
+    _, scale_1, scale_2, decay_1, decay_2, w = found.hyperparameters
+    assert abs(decay_1 - 4.5) < 0.8 and abs(decay_2 - 3.0) < 0.8 and abs(w - 0.5) < 0.25
+    assert scale_1 > scale_2
+    # Begun at the maximum it stays there, to the search's tolerance.
+    again = learn(stats, family, e0, found.hyperparameters)
+    np.testing.assert_allclose(again.hyperparameters, found.hyperparameters, atol=1e-3)
+    assert again.log_evidence == pytest.approx(found.log_evidence, rel=1e-8)
+
+
+def test_the_objective_is_the_dense_density_with_its_penalty(family, problem):
+    """E0 in columns of unit prior covariance included; jit equals eager."""
+    stats, _, e0 = problem
+    x = jnp.array([-1.5, 0.3, -0.2, 4.0, 3.3, 0.7])
+    arrays = jax.tree.map(jnp.asarray, family)
+    scaled = np.concatenate([stats.R[:, :180], stats.R[:, 180:] @ e0], axis=1)
+    gram, b = jnp.asarray(scaled.T @ scaled), jnp.asarray(scaled.T @ stats.z)
+    value, slope = _objective(x, gram, b, stats, arrays, 2)
+    with jax.disable_jit():
+        eager, eager_slope = jax.value_and_grad(_negative)(x, gram, b, stats, arrays, 2)
+    np.testing.assert_allclose(value, eager, rtol=1e-10)  # a difference of terms of some 1e6
+    np.testing.assert_allclose(slope, eager_slope, rtol=1e-9)
+    log_noise, std = _unpacked(x, arrays, 2)
+    # R and z stand for the 2000 rows, but for the squares left over and the noise's constant.
+    left = 2000 - len(stats.z)
+    log_std = jnp.concatenate([jnp.log(std), jnp.zeros(2)])
+    exact = dense(log_std, log_noise, jnp.asarray(scaled), stats.z)
+    exact -= 0.5 * stats.rss * jnp.exp(-2 * log_noise) + left * (log_noise + 0.5 * jnp.log(2 * jnp.pi))
+    np.testing.assert_allclose(value, _penalty(x, 2) - exact, rtol=1e-10)
