@@ -92,7 +92,7 @@ def density_features(basis: ACEBasis, reference: Array, d: jax.Array, z_i: jax.A
 
 
 def mean_densities(basis: ACEBasis, found: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:
-    """Mean over the atoms of each element, (channels, Z), from densities (channels, N) and species (N,) by structure."""
+    """Means over the atoms of each element, (channels, Z), from densities (channels, N) and species (N,) of each."""
     rho = np.concatenate([values for values, _ in found], axis=1)
     species = np.concatenate([z for _, z in found])
     means = np.zeros((len(rho), basis.n_species))
