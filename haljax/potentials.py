@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from haljax.ace import ACEBasis, core_energy, descriptor, energy_and_features
-from haljax.ace.features import in_blocks
+from haljax.ace.features import RECOMPUTED, in_blocks
 from haljax.structures import Neighbours, System, neighbours_at, separations, vectors
 
 if TYPE_CHECKING:
@@ -38,12 +38,13 @@ class Parameters(NamedTuple):
     ----------
     e0 : (Z,) energy of each isolated element, eV.
     mean : (M,) coefficients, eV.
-    factor : (M, M) square root of the posterior covariance, Sigma = factor @ factor.T.
+    factor : (M, M) square root of the posterior covariance, Sigma = factor @ factor.T. For dynamics also its
+        `haljax.bayes.triangular_blocks`, of float32 too, which makes sigma alone of that precision.
     """
 
     e0: jax.Array
     mean: jax.Array
-    factor: jax.Array
+    factor: jax.Array | tuple[jax.Array, ...]
 
 
 def parameters_of(model: Model) -> Parameters:
@@ -93,8 +94,12 @@ def _one_body(params: Parameters, species: jax.Array) -> jax.Array:
 
 def sigma_of(params: Parameters, features: jax.Array) -> jax.Array:
     """Posterior standard deviation of the energy, () eV, of a structure with the descriptor (M,)."""
+    blocks = params.factor if isinstance(params.factor, tuple) else (params.factor,)
+    # In the factor's precision: the products are bound by the bandwidth of memory.
+    parts = (_dot(features[: len(block)].astype(block.dtype), block) for block in blocks)
+    variance = sum(jnp.sum(part.astype(jnp.result_type(part, features)) ** 2) for part in parts)
     # The floor is added to the square, so that reverse mode meets no root of zero.
-    return jnp.sqrt(jnp.sum(_dot(features, params.factor) ** 2) + SIGMA_FLOOR**2)
+    return jnp.sqrt(variance + SIGMA_FLOOR**2)
 
 
 def total_energy(
@@ -205,13 +210,16 @@ def energy_and_sigma(
 
     For the energy's derivatives alone, `total_energy` is faster.
     """
-    features = _features(basis, system, neighbours, strain)
-    energy = (
-        _dot(params.mean, features)
-        + _core(basis, system, neighbours, strain)
-        + _one_body(params, jnp.asarray(system.species))
-    )
-    return energy, sigma_of(params, features)
+    system, neighbours = jax.tree.map(jnp.asarray, (system, neighbours))
+    if len(system.positions) <= RECOMPUTED:  # one pass for both, forward and in reverse
+        d, z_j = vectors(system, neighbours, 2 * basis.cutoff, strain)
+        linear, features = energy_and_features(basis, params.mean, d, system.species, z_j)
+        poison = _poison(neighbours, d.dtype)
+        linear, features = linear * poison, features * poison
+    else:
+        features = _features(basis, system, neighbours, strain)
+        linear = _dot(params.mean, features) + _core(basis, system, neighbours, strain)
+    return linear + _one_body(params, system.species), sigma_of(params, features)
 
 
 def evaluate_system(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haljax.ace import ACEBasis
-from haljax.bayes import committee
+from haljax.bayes import committee, triangular_blocks
 from haljax.config import Dynamics, per_replica
 from haljax.devices import cores
 from haljax.hal.trajectory import Conditions, HALParameters, Observation, Protocol, Run, room, run
@@ -75,6 +75,7 @@ def explore(
     basis = model.basis
     deviations = committee(jax.random.fold_in(key, 1 << 20), model.posterior, dynamics.committee)
     params = HALParameters(parameters_of(model), deviations - model.posterior.mean[None, :])
+    of_bias = _cast(triangular_blocks(params.linear.factor), "float32")
     masses = atomic_masses[list(basis.numbers)]
     own = [dynamics.overridden(atoms.info) for atoms in starts]
     conditions = [_conditions(replica, atoms, i) for i, (replica, atoms) in enumerate(zip(own, starts, strict=True))]
@@ -114,7 +115,7 @@ def explore(
         return run(
             basis,
             protocol,
-            cast(params),
+            cast(params)._replace(factor=of_bias),
             cast(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(conditions[i] for i in filled))),
             cast(stack([from_atoms(starts[i], basis.elements, size=size) for i in filled])),
             cast(masses),
