@@ -152,12 +152,12 @@ def stepped(n: int, hamiltonian, atoms: list | None = None, timestep: float = 1.
     """Microseconds per atom and step of the bare steps of n replicas, in batches as a campaign makes them."""
     from common import median_seconds
     from refit import labelled
-    from step_cost import STEPS, steps
+    from step_cost import STEPS, as_campaign, steps
 
     from haljax.hal.acquisition import _width
     from haljax.potentials import parameters_of
 
-    params, batch = parameters_of(known()[0]), _width(n, n, 32, devices=1, n_cores=1)
+    params, batch = as_campaign(parameters_of(known()[0])), _width(n, n, 32, devices=1, n_cores=1)
     elements, atoms = ("Al", "Cu") if atoms is None else ("Ar",), atoms or labelled(1, 2) * n
     run = steps(hamiltonian, params, elements, atoms[:batch], 1.0, timestep=timestep)
     median, _ = median_seconds(lambda: [run() for _ in range(n // batch)])

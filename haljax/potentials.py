@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 
 from haljax.ace import ACEBasis, closeness, core_energy, density_features, descriptor, energy_and_features, n_density
-from haljax.ace.features import in_blocks
+from haljax.ace.features import RECOMPUTED, in_blocks
 from haljax.structures import Neighbours, System, neighbours_at, separations, vectors
 
 if TYPE_CHECKING:
@@ -45,14 +45,15 @@ class Parameters(NamedTuple):
     e0 : (Z,) energy of each isolated element, eV.
     mean : (M,) coefficients, eV.
     factor : (P, K) square root of the covariance of the first P features, Sigma = factor @ factor.T; P is M, M + Z
-        (with E0) or all of `n_features`.
+        (with E0) or all of `n_features`. For dynamics also its `haljax.bayes.triangular_blocks`, of float32 too, which
+        makes sigma alone of that precision.
     radii : (2, Z, Z) of the core, Å; None for those of the basis.
     density : (channels, Z) reference densities of `haljax.ace.density`; None where the factor has no such rows.
     """
 
     e0: jax.Array
     mean: jax.Array
-    factor: jax.Array
+    factor: jax.Array | tuple[jax.Array, ...]
     radii: jax.Array | None = None
     density: jax.Array | None = None
 
@@ -104,17 +105,30 @@ def features_of(
     """NaN where the neighbour list is incomplete."""
     d, z_j = vectors(system, neighbours, 2 * basis.cutoff, strain)
     z_i = jnp.asarray(system.species)
-    parts = [descriptor(basis, d, z_i, z_j, params.radii)]
-    if len(params.factor) > len(basis):
-        parts.append(counts(basis, z_i, d.dtype))
-    if len(params.factor) > len(basis) + basis.n_species:
-        assert params.density is not None
-        parts.append(density_features(basis, params.density, d, z_i, z_j))
     return Seen(
-        jnp.concatenate(parts) * _poison(neighbours, d.dtype),
+        _with_others(basis, params, descriptor(basis, d, z_i, z_j, params.radii), d, z_i, z_j)
+        * _poison(neighbours, d.dtype),
         core_energy(basis, d, z_i, z_j, params.radii),
         closeness(basis, d, z_i, z_j, params.radii),
     )
+
+
+def _with_others(
+    basis: ACEBasis, params: Parameters, functions: jax.Array, d: jax.Array, z_i: jax.Array, z_j: jax.Array
+) -> jax.Array:
+    """The functions of the basis (M,) and the further features that the factor has rows for, (P,)."""
+    parts, P = [functions], _n_rows(params)
+    if P > len(basis):
+        parts.append(counts(basis, z_i, d.dtype))
+    if P > len(basis) + basis.n_species:
+        assert params.density is not None
+        parts.append(density_features(basis, params.density, d, z_i, z_j))
+    return jnp.concatenate(parts)
+
+
+def _n_rows(params: Parameters) -> int:
+    """P, of the factor; of its blocks the last has all rows."""
+    return len(params.factor[-1] if isinstance(params.factor, tuple) else params.factor)
 
 
 def counts(basis: ACEBasis, species: jax.Array, dtype: Any) -> jax.Array:
@@ -129,7 +143,7 @@ def _faded(closeness: jax.Array) -> jax.Array:
 
 def _mean(params: Parameters) -> jax.Array:
     """Coefficients (P,) of the mean for the features of the factor, those of E0 left out (`_one_body` counts them)."""
-    return jnp.pad(params.mean, (0, max(len(params.factor) - len(params.mean), 0)))
+    return jnp.pad(params.mean, (0, max(_n_rows(params) - len(params.mean), 0)))
 
 
 def _poison(neighbours: Neighbours, dtype: Any) -> jax.Array:
@@ -142,8 +156,12 @@ def _one_body(params: Parameters, species: jax.Array) -> jax.Array:
 
 def sigma_of(params: Parameters, features: jax.Array) -> jax.Array:
     """Posterior standard deviation of the energy, () eV, of a structure with the features (P,)."""
+    blocks = params.factor if isinstance(params.factor, tuple) else (params.factor,)
+    # In the factor's precision: the products are bound by the bandwidth of memory.
+    parts = (_dot(features[: len(block)].astype(block.dtype), block) for block in blocks)
+    variance = sum(jnp.sum(part.astype(jnp.result_type(part, features)) ** 2) for part in parts)
     # The floor is added to the square, so that reverse mode meets no root of zero.
-    return jnp.sqrt(jnp.sum(_dot(features, params.factor) ** 2) + SIGMA_FLOOR**2)
+    return jnp.sqrt(variance + SIGMA_FLOOR**2)
 
 
 def total_energy(
@@ -277,10 +295,19 @@ def biased_energy(
 def _energy_sigma_and_fade(
     basis: ACEBasis, params: Parameters, system: System, neighbours: Neighbours, strain: jax.Array | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    seen = features_of(basis, params, system, neighbours, strain)
-    linear = _dot(params.mean, seen.features[: len(params.mean)])
-    energy = linear + seen.core + _one_body(params, jnp.asarray(system.species))
-    return energy, sigma_of(params, seen.features), _faded(seen.closeness)
+    system, neighbours = jax.tree.map(jnp.asarray, (system, neighbours))
+    z_i = system.species
+    if len(z_i) <= RECOMPUTED:  # one pass for both, forward and in reverse
+        d, z_j = vectors(system, neighbours, 2 * basis.cutoff, strain)
+        linear, functions = energy_and_features(basis, params.mean, d, z_i, z_j, params.radii)
+        poison = _poison(neighbours, d.dtype)
+        linear = linear * poison
+        features = _with_others(basis, params, functions, d, z_i, z_j) * poison
+        close = closeness(basis, d, z_i, z_j, params.radii)
+    else:
+        features, core, close = features_of(basis, params, system, neighbours, strain)
+        linear = _dot(params.mean, features[: len(params.mean)]) + core
+    return linear + _one_body(params, z_i), sigma_of(params, features), _faded(close)
 
 
 def evaluate_system(

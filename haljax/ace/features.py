@@ -207,10 +207,11 @@ def _descriptor(
 
 def _pair_sums(basis: ACEBasis, functions: jax.Array, centre: jax.Array, neighbour: jax.Array) -> jax.Array:
     """Half the sum over ordered neighbours, one block an unordered element pair."""
-    ordered = jnp.einsum("iz,iky,ikn->zyn", centre, neighbour, functions, precision=_HIGHEST)
-    return jnp.concatenate(
-        [0.5 * (ordered[a, b] + ordered[b, a]) if a != b else 0.5 * ordered[a, a] for a, b in basis.pairs]
+    in_block = jnp.stack(  # (N, K, blocks)
+        [sum(centre[:, None, x] * neighbour[..., y] for x, y in {(a, b), (b, a)}) for a, b in basis.pairs],
+        axis=-1,
     )
+    return 0.5 * jnp.einsum("ikb,ikn->bn", in_block, functions, precision=_HIGHEST).reshape(-1)
 
 
 def core_energy(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array, radii: Array | None = None) -> jax.Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from haljax.bayes.calibrate import calibration, coverage
 from haljax.bayes.evidence import Info, ard, brr
-from haljax.bayes.posterior import Posterior, committee, posterior, update, variance
+from haljax.bayes.posterior import Posterior, committee, posterior, triangular_blocks, update, variance
 from haljax.bayes.select import select
 from haljax.bayes.statistics import Statistics, absorb, accumulate, empty, one_blas_thread, require_x64, seen_rows
 
@@ -25,6 +25,7 @@ __all__ = [
     "require_x64",
     "seen_rows",
     "select",
+    "triangular_blocks",
     "update",
     "variance",
 ]

@@ -8,6 +8,7 @@ the data.
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import jax
@@ -69,6 +70,19 @@ def posterior(
 def variance(posterior: Posterior, features: jax.Array) -> jax.Array:
     """Posterior variance (...) of the model's value at features (..., M), ``||factor^T d||^2``."""
     return jnp.sum((features @ posterior.factor) ** 2, axis=-1)
+
+
+def triangular_blocks(factor: jax.Array, n: int = 4) -> tuple[jax.Array, ...]:
+    """An upper triangular square root of ``factor @ factor.T`` (P, P), as n blocks of columns without most zeros.
+
+    ``factor`` is (P, K), any K. A block (rows, columns) multiplies the first ``rows`` features, so that
+    ``variance = sum over blocks of ||features[:rows] @ block||^2``, exact up to rounding. Products with a factor take
+    the time that it takes to read it; n = 4 blocks hold 0.65 of the numbers of a square one.
+    """
+    P, K = len(factor), min(factor.shape)
+    upper = jnp.linalg.qr(factor[::-1].T, mode="r").T[::-1, ::-1]  # (P, K)
+    ends = [round(K * (b / n) ** 0.5) for b in range(n + 1)]  # blocks of about the same size
+    return tuple(upper[: P - K + end, start:end] for start, end in pairwise(ends) if end > start)
 
 
 def committee(key: jax.Array, posterior: Posterior, size: int) -> jax.Array:

@@ -225,8 +225,8 @@ class Bolder(Table):
 
     temperature: Factor = 1.5
     """largest factor of temperature_K; 1 leaves it as it is"""
-    tau_rel: Factor = 2.0
-    """largest factor of tau_rel; 1 leaves it as it is"""
+    tau_rel: Factor = 1.0
+    """largest factor of tau_rel; 1 leaves it as it is, since a stronger bias makes dynamics fail first"""
     n_steps: Factor = 2.0
     """largest factor of n_steps; 1 leaves it as it is"""
 
@@ -258,7 +258,7 @@ class Dynamics(Table):
     committee: Annotated[int, Field(ge=2)] = 8
     """members that judge the forces"""
     bolder: Bolder = Bolder()
-    """largest factors { temperature = 1.5, tau_rel = 2, n_steps = 2 } of bolder exploration: first higher temperatures,
+    """largest factors { temperature = 1.5, tau_rel = 1, n_steps = 2 } of bolder exploration: first higher temperatures,
     then a stronger bias, then longer runs, while no replica meets the tolerance or a guard"""
     tau_history: Count = 100
     """steps over which the strength of the bias is averaged"""

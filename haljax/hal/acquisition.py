@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from haljax.ace import ACEBasis
+from haljax.bayes import triangular_blocks
 from haljax.config import Dynamics, per_replica
 from haljax.devices import cores
 from haljax.hal.boldness import AS_GIVEN, Boldness, emboldened
@@ -94,6 +95,7 @@ def explore(
 
     basis = model.basis
     params = HALParameters(parameters_of(model), _deviations(model, dynamics, key))
+    of_bias = _cast(triangular_blocks(params.linear.factor), "float32")
     masses = atomic_masses[list(basis.numbers)]
     own = [emboldened(dynamics.overridden(atoms.info), boldness) for atoms in starts]
     if any(replica.tolerance is None for replica in own):
@@ -135,7 +137,7 @@ def explore(
         return run(
             basis,
             protocol,
-            cast(params),
+            cast(params)._replace(factor=of_bias),
             cast(jax.tree.map(lambda *leaves: jnp.stack(leaves), *(conditions[i] for i in filled))),
             cast(stack([from_atoms(starts[i], basis.elements, size=size) for i in filled])),
             cast(masses),

@@ -132,10 +132,19 @@ class Observation(NamedTuple):
 
 
 class HALParameters(NamedTuple):
-    """A model for dynamics: its `Parameters` and deviations (K, P) of committee members from the mean."""
+    """A model for dynamics.
+
+    Attributes
+    ----------
+    linear : its `Parameters`, with which checks are made.
+    deviations : (K, P) of committee members from the mean.
+    factor : in place of that of ``linear`` in steps and moves, where its size is what the bias costs:
+        `haljax.bayes.triangular_blocks` in float32. None for the same.
+    """
 
     linear: Parameters
     deviations: jax.Array
+    factor: tuple[jax.Array, ...] | None = None
 
 
 def _along(ramp: jax.Array, progress: jax.Array) -> jax.Array:
@@ -275,6 +284,8 @@ def _rounds(
     h = hamiltonian(basis)
     # Without what no step or move changes, thousands of eV an atom with some codes: float32 has seven digits.
     moved_by = params.linear._replace(e0=jnp.zeros_like(params.linear.e0))
+    if params.factor is not None:
+        moved_by = moved_by._replace(factor=params.factor)
 
     def progress(state: Trajectory) -> jax.Array:
         return state.step / conditions.n_steps

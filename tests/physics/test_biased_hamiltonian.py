@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from haljax.bayes import triangular_blocks
 from haljax.md import Replica, advance, hamiltonian, kinetic_energy, maxwell_boltzmann
 from haljax.potentials import biased_energy, energy_and_sigma, evaluate_system, parameters_of
 from haljax.rows import all_rows
@@ -27,6 +28,12 @@ def example(small_model, alloy):
 def result(small_model, example):
     evaluate = jax.jit(evaluate_system, static_argnums=0)
     return evaluate(small_model.basis, parameters_of(small_model), *example)
+
+
+def for_dynamics(params):
+    """The parameters of a campaign's steps."""
+    blocks = triangular_blocks(params.factor)
+    return params._replace(factor=tuple(block.astype(jnp.float32) for block in blocks))
 
 
 def terms_of(model):
@@ -133,6 +140,38 @@ def test_biased_force_is_that_of_a_linear_model(small_model, example, result):
     np.testing.assert_allclose(force, explicit, atol=1e-8 * np.abs(force).max())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [{}, {"rattle": 0.3}, {"strain": 0.1}, {"strain": -0.1}, {"rattle": 0.45}, {"species": 0}, {"species": 1}],
+    ids=lambda change: "-".join(f"{k} {v}" for k, v in change.items()) or "like the training structures",
+)
+@pytest.mark.parametrize("relative", [0.1, 0.4])
+def test_float32_factor_changes_the_bias_by_far_less_than_a_percent(small_model, example, result, change, relative):
+    """Also on structures far from the training structures. Forces without the bias are the same."""
+    system, neighbours = example
+    model, params = small_model, parameters_of(small_model)
+    real = np.asarray(system.species) >= 0
+    moved = system.positions + change.get("rattle", 0.0) * np.random.default_rng(0).normal(size=(20, 3)) * real[:, None]
+    stretch = 1 + change.get("strain", 0.0)
+    system = system._replace(
+        positions=stretch * moved,
+        cell=stretch * system.cell,
+        species=jnp.where(real, change.get("species", system.species), -1),
+    )
+    neighbours = neighbour_list(jax.tree.map(np.asarray, system), model.basis.cutoff)
+    exact = jax.jit(evaluate_system, static_argnums=0)(model.basis, params, system, neighbours)
+    h, tau = hamiltonian(model.basis), tau_of(result, relative)
+    energy, bias = terms_of(model)(for_dynamics(params), system, neighbours)
+    np.testing.assert_allclose(energy, exact.energy, rtol=1e-12)
+    expected = terms_of(model)(params, system, neighbours)[1]
+    np.testing.assert_allclose(bias, expected, rtol=1e-4, atol=1e-9)
+    force = h.force(for_dynamics(params), system, neighbours, tau)
+    assert force.dtype == np.float64
+    error = np.linalg.norm(force - exact.forces - tau * exact.sigma_gradient)
+    # No further than rounding where atoms are so close that the bias is gone.
+    assert error < 2e-3 * np.linalg.norm(tau * exact.sigma_gradient) + 1e-9
+
+
 def test_force_deviations_are_those_of_their_coefficients(small_model, example, result):
     model, params = small_model, parameters_of(small_model)
     draws = deviations_of(model, jax.random.key(0), 3)
@@ -158,8 +197,12 @@ def test_a_large_committee_has_the_exact_spread(small_model, alloy, example, res
     assert abs(np.std(of_energy) / float(result.sigma) - 1) < 4 * error
 
 
-def test_energy_of_biased_dynamics_is_conserved_to_second_order(small_model, example, result):
-    """Without friction a BAOAB step is velocity Verlet: the error of H falls fourfold when dt halves."""
+@pytest.mark.parametrize("steps_with", [lambda params: params, for_dynamics], ids=["own factor", "of a campaign"])
+def test_energy_of_biased_dynamics_is_conserved_to_second_order(small_model, example, result, steps_with):
+    """Without friction a BAOAB step is velocity Verlet: the error of H falls fourfold when dt halves.
+
+    H itself is that of the model's own factor.
+    """
     model, params, tau = small_model, parameters_of(small_model), tau_of(result, 0.2)
     system, _ = example
     basis, h, skin = model.basis, hamiltonian(model.basis), 0.7
@@ -181,7 +224,7 @@ def test_energy_of_biased_dynamics_is_conserved_to_second_order(small_model, exa
 
         def advanced(carry, _):
             replica, lists, too_fast, shortage = advance(
-                h, params, *carry, jnp.full(1, 0.03), dt[None], jnp.zeros(1), n_steps, skin, stencil
+                h, steps_with(params), *carry, jnp.full(1, 0.03), dt[None], jnp.zeros(1), n_steps, skin, stencil
             )
             return (replica, lists), (jax.vmap(total)(replica, lists)[0], too_fast[0] | (shortage[0] != 0))
 
