@@ -12,7 +12,7 @@ from ase import Atoms
 from ase.calculators.emt import EMT
 
 import haljax as hx
-from haljax.bayes import absorb, brr, empty
+from haljax.bayes import absorb, brr, empty, posterior
 from haljax.campaign import JournalError
 from haljax.rows import Weights, blocks_of, design_rows, examples
 from haljax.structures import labels, with_labels
@@ -126,7 +126,7 @@ def test_pickled_models_predict_the_same(tiny_model, tiny_data):
 
 @pytest.fixture
 def old(tiny_model, tiny_data, tmp_path):
-    """A model of schema 1, as its `Model.save` wrote: its path and arrays. Fitted here by normal equations."""
+    """A model of schema 1, as its `Model.save` wrote: its path, its arrays, and the rows and targets of its fit."""
     basis, M = tiny_model.basis, len(tiny_model.basis)
     e0, radii = np.array([-0.2, 0.4]), np.stack(basis.core_radii)
     density = np.zeros_like(tiny_model.density)
@@ -134,15 +134,8 @@ def old(tiny_model, tiny_data, tmp_path):
     rows = np.concatenate([b.rows[:, :M] for b in blocks])
     targets = np.concatenate([b.targets - b.rows[:, M : M + 2] @ e0 for b in blocks])
     alpha, prior = 0.8, 1e-2 * basis.smoothness(2.0) ** 2
-    covariance = np.linalg.inv(alpha * rows.T @ rows + np.diag(prior))
     statistics = absorb(empty(M), jnp.asarray(rows), jnp.asarray(targets))
-    posterior = {
-        "mean": alpha * covariance @ rows.T @ targets,
-        "factor": np.linalg.cholesky(covariance),
-        "noise_precision": np.array(alpha),
-        "prior_precision": prior,
-        "log_evidence": np.array(-12.0),
-    }
+    fitted = {k: np.asarray(v) for k, v in posterior(statistics, alpha, jnp.asarray(prior))._asdict().items()}
     meta = {
         "schema_version": 1,
         "haljax": "0.0.1",
@@ -155,7 +148,7 @@ def old(tiny_model, tiny_data, tmp_path):
         "force_calibration": 0.5,
     }  # fmt: skip
     arrays = {"meta": np.array(json.dumps(meta)), "e0": e0, "active": np.ones(M, bool)}
-    arrays |= {f"posterior_{k}": v for k, v in posterior.items()}
+    arrays |= {f"posterior_{k}": v for k, v in fitted.items()}
     arrays |= {f"statistics_{k}": np.asarray(v) for k, v in statistics._asdict().items()}
     np.savez(tmp_path / "old.npz", **arrays)
     return tmp_path / "old.npz", arrays, (rows, targets)
@@ -194,14 +187,16 @@ def test_a_model_of_schema_1_is_updated_and_refitted(old, labelled, tmp_path):
     )
     y, fresh = y - fresh[:, M : M + 2] @ arrays["e0"], fresh[:, :M]
     rows, targets = np.concatenate([rows, fresh]), np.concatenate([targets, y])
-    covariance = np.linalg.inv(0.8 * rows.T @ rows + np.diag(arrays["posterior_prior_precision"]))
+    together = absorb(empty(M), jnp.asarray(rows), jnp.asarray(targets))
+    expected = posterior(together, 0.8, jnp.asarray(arrays["posterior_prior_precision"]))
+    covariance = np.asarray(expected.factor @ expected.factor.T)
     updated = hx.update(model, new)
-    mean = 0.8 * covariance @ rows.T @ targets
-    np.testing.assert_allclose(updated.coefficients, mean, atol=1e-6 * np.abs(mean).max())
+    # By two routes, of a condition number of some 1e5.
+    np.testing.assert_allclose(updated.coefficients, expected.mean, atol=1e-8 * np.abs(expected.mean).max())
     np.testing.assert_array_equal(updated.e0, arrays["e0"])
     factor = np.asarray(updated.spread.factor)[:M]
-    np.testing.assert_allclose(factor @ factor.T, covariance, atol=1e-6 * covariance.max())
-    whole, _ = brr(absorb(empty(M), jnp.asarray(rows), jnp.asarray(targets)), jnp.asarray(model.basis.smoothness(2.0)))
+    np.testing.assert_allclose(factor @ factor.T, covariance, atol=1e-8 * covariance.max())
+    whole, _ = brr(together, jnp.asarray(model.basis.smoothness(2.0)))
     for refitted in (hx.refit(model, new), hx.refit(updated, [])):
         assert refitted.n_structures == 10
         np.testing.assert_allclose(refitted.posterior.noise_precision, whole.noise_precision, rtol=1e-6)

@@ -221,9 +221,9 @@ def test_what_is_seen_is_what_the_candidate_has(plain, look):
 
 def test_bias_strength_follows_the_running_means(go, look):
     """One trajectory, stopped at each of its first four checks: tau by hand from what was there."""
-    history, tau_rel = 25, 0.3
+    history, tau_rel = 25, 0.03  # so weak that no guard strikes
     r = go((2, 2, 2, 2), n_steps=[10, 20, 30, 40], tau_history=history, tau_delay=20, tau_rel=tau_rel)
-    assert np.ptp(r.seen.energy[0]) == 0
+    assert np.ptp(r.seen.energy[0]) == 0 and r.candidate_step.tolist() == [10, 20, 30, 40]
     mean = None
     for k in range(4):
         result, real = look(one(r.candidate, k))
