@@ -125,7 +125,7 @@ def test_calculator_derivatives_are_those_of_its_energy(p, alloy, small_model):
     # The calculator's is scaled and has the noise besides; no pair is within the core.
     spread = small_model.spread
     expected = np.hypot(spread.scale[0] * sigma, len(atoms) * spread.noise[0])
-    np.testing.assert_allclose(atoms.calc.results["energy_std"], expected, rtol=1e-10)
+    np.testing.assert_allclose(atoms.calc.results["energy_std"], expected, rtol=1e-8)  # sigma has a floor
 
 
 def test_a_molecule_needs_neither_box_nor_list(p, small_model):
