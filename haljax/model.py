@@ -61,6 +61,7 @@ class Model:
     settings : how the data was weighted, and which prior.
     active : (M,) False for functions that ARD pruned.
     radii : (2, Z, Z) Å, inner and outer radii of the repulsive core.
+    near : (Z, Z) Å, distances below which the data have no pair of atoms: there the bias fades.
     density : (channels, Z) reference densities of the functions of the density.
     structures : labelled structures that it learned from.
     ignored : index of a structure -> why the fit left it out.
@@ -79,6 +80,7 @@ class Model:
     settings: FitSettings
     active: np.ndarray
     radii: np.ndarray
+    near: np.ndarray
     density: np.ndarray
     structures: tuple[Atoms, ...] = ()
     ignored: Mapping[int, str] = field(default_factory=dict)
@@ -139,7 +141,7 @@ class Model:
             "configurations": [_plain_info(atoms) for atoms in self.structures],
         }
         arrays: dict[str, Any] = {"meta": np.array(json.dumps(meta)), "active": self.active}
-        arrays |= {"radii": self.radii, "density": self.density}
+        arrays |= {"radii": self.radii, "near": self.near, "density": self.density}
         if self.hyperparameters is not None:
             arrays["hyperparameters"] = self.hyperparameters
         arrays |= {f"posterior_{k}": v for k, v in self.posterior._asdict().items()}
@@ -198,6 +200,7 @@ def load(path: str | Path) -> Model:
         settings=FitSettings(**meta["settings"]),
         active=arrays["active"],
         radii=arrays["radii"],
+        near=arrays["near"],
         density=arrays["density"],
         structures=_unpacked(basis.elements, arrays, meta["configurations"]),
         ignored={int(i): why for i, why in meta["ignored"].items()},
@@ -232,6 +235,7 @@ def _from_version_1(
         "spread_scale": np.ones(3),
         "spread_noise": alpha**-0.5 / np.where(weights > 0, weights, np.inf),
         "radii": np.stack(basis.core_radii),
+        "near": 1.15 * basis.core_radii[1],
         "density": np.zeros((len(CHANNELS), z)),
     }
     e0 = dict(zip(basis.elements, arrays["e0"].tolist(), strict=True))

@@ -47,7 +47,8 @@ class Parameters(NamedTuple):
     factor : (P, K) square root of the covariance of the first P features, Sigma = factor @ factor.T; P is M, M + Z
         (with E0) or all of `n_features`. For dynamics also its `haljax.bayes.triangular_blocks`, of float32 too, which
         makes sigma alone of that precision.
-    radii : (2, Z, Z) of the core, Å; None for those of the basis.
+    radii : (2, Z, Z) of the core, Å, or (3, Z, Z) with the distances below which the bias fades; None for those of the
+        basis.
     density : (channels, Z) reference densities of `haljax.ace.density`; None where the factor has no such rows.
     """
 
@@ -61,7 +62,9 @@ class Parameters(NamedTuple):
 def parameters_of(model: Model) -> Parameters:
     """The arrays of a model that its energies depend on."""
     return Parameters(
-        *map(jnp.asarray, (model.e0, model.coefficients, model.spread.factor, model.radii, model.density))
+        *map(jnp.asarray, (model.e0, model.posterior.mean[: len(model.basis)], model.spread.factor)),
+        radii=jnp.concatenate([jnp.asarray(model.radii), jnp.asarray(model.near)[None]]),
+        density=jnp.asarray(model.density),
     )
 
 

@@ -18,6 +18,7 @@ from haljax.ace.density import CHANNELS
 from haljax.bayes import Posterior, Statistics, accumulate, empty, one_blas_thread, require_x64, seen_rows
 from haljax.bayes.leave_out import groups_of
 from haljax.bayes.prior import Family, learn
+from haljax.close import ERRORS, falls, repulsion_rows
 from haljax.model import FitSettings, Model
 from haljax.rows import (
     ENERGY,
@@ -49,6 +50,7 @@ SMOOTHNESS = 2.0
 SOLVERS = ("auto", "brr", "ard")
 E0_COMMON, E0_OWN = 4.0, 0.4  # eV, prior standard deviations of what all E0 have in common, and of each
 E0_KNOWN = 1e-6  # eV, of an E0 that is given
+NEAR = 0.97  # of the shortest distance in the data, below which the bias begins to fade
 ABSURD = 30.0  # a structure is left out where its residual is so many times the median of all
 ABSURD_ENERGY, ABSURD_FORCE = 1.0, 5.0  # and above so many eV per atom, or so many times the rms force label
 
@@ -232,6 +234,7 @@ class _Data(NamedTuple):
     table : blocks; energies lack nothing but the core. used : indices of their structures.
     centre : (Z,) eV, of the prior of E0; e0 : (Z, Z) factor of its covariance.
     forces, others : statistics of P columns, targets without the centre of E0.
+    radii : (2, Z, Z) of the core. shortest : (Z, Z) shortest distances in the structures used, Å.
     """
 
     table: Table
@@ -240,6 +243,8 @@ class _Data(NamedTuple):
     e0: np.ndarray
     forces: Statistics
     others: Statistics
+    radii: np.ndarray
+    shortest: np.ndarray
 
 
 def _fitted(basis: ACEBasis, settings: FitSettings, structures: list[Atoms], before: Model | None = None) -> Model:
@@ -265,7 +270,8 @@ def _fitted(basis: ACEBasis, settings: FitSettings, structures: list[Atoms], bef
         here = [used[k] for k in kept]
         rows = table if not absurd else Table(block for k, block in enumerate(table) if k in set(kept))
         centre, e0 = _prior_of_e0(basis, settings, structures, alone, here)
-        data = _Data(rows, here, centre, e0, *_statistics(rows, centre, len(basis)))
+        closest = shortest[here].min(axis=0)
+        data = _Data(rows, here, centre, e0, *_statistics(rows, centre, len(basis)), radii, closest)
         posterior, active, hyperparameters = _solve(basis, settings, data, before)
         groups = _groups(basis, [structures[i] for i in here], rows)
         with one_blas_thread():
@@ -294,6 +300,7 @@ def _fitted(basis: ACEBasis, settings: FitSettings, structures: list[Atoms], bef
         settings=settings,
         active=active,
         radii=radii,
+        near=np.where(np.isfinite(closest), NEAR * closest, np.maximum(1.15 * radii[1], 1.2 * basis.bond_lengths)),
         density=density,
         structures=tuple(structures),
         ignored=ignored | absurd,
@@ -374,8 +381,29 @@ def _solve(
                 )
             alpha, precision, active = found.noise_precision, found.prior_precision, np.asarray(info.active)
             log_evidence = float(found.log_evidence)
-        posterior = jax.block_until_ready(
-            _joint_posterior(joint, jnp.asarray(alpha), jnp.asarray(precision), jnp.asarray(data.e0), active)
+        arrays = jnp.asarray(alpha), jnp.asarray(precision), jnp.asarray(data.e0), active
+        posterior = jax.block_until_ready(_joint_posterior(joint, *arrays))
+        errors: dict[int, float] = {}
+        for error in (*ERRORS, None):
+            holes = falls(basis, np.asarray(posterior.mean[:M]), data.radii, data.shortest)
+            if not holes or error is None:
+                break
+            errors |= dict.fromkeys(holes, error)
+            rows, targets = repulsion_rows(basis, data.radii, data.shortest, errors)
+            rows = np.pad(rows, ((0, 0), (0, z))) / np.sqrt(float(alpha))
+            held = joint._replace(
+                R=jnp.concatenate([joint.R, jnp.asarray(rows)]),
+                z=jnp.concatenate([joint.z, jnp.asarray(targets / np.sqrt(float(alpha)))]),
+            )
+            posterior = jax.block_until_ready(_joint_posterior(held, *arrays))
+    for k, fall in holes.items():
+        a, b = basis.pairs[k]
+        log.warning(
+            "the energy of %s-%s falls by %.2g eV as the atoms come closer than in the data: give structures with "
+            "shorter bonds of this pair, and keep dynamics away from there by dynamics.min_distance",
+            basis.elements[a],
+            basis.elements[b],
+            fall,
         )
     posterior = posterior._replace(mean=posterior.mean.at[M:].add(data.centre), log_evidence=jnp.asarray(log_evidence))
     if not np.isfinite(log_evidence) or not np.isfinite(np.asarray(posterior.mean)).all():

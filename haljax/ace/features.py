@@ -59,7 +59,7 @@ def pair_functions(
     s^-2 - s_c^-2 + 2 s_c^-3 (s - s_c), s = r / r0 (ACE1x), brought to zero inside the repulsive core.
     """
     r0 = _of_pair(basis.bond_lengths, z_i, z_j, r.dtype)
-    r_in, r_out = (_of_pair(radius, z_i, z_j, r.dtype) for radius in _radii(basis, radii))
+    r_in, r_out = (_of_pair(radius, z_i, z_j, r.dtype) for radius in _radii(basis, radii)[:2])
     s, s_cut = r / r0, basis.cutoff / r0
     x_cut = agnesi(s_cut, 1, 3)
     t = 2 * (agnesi(s, 1, 3) - x_cut) / (1 - x_cut) - 1
@@ -218,7 +218,7 @@ def core_energy(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array, r
     """Energy of the fixed repulsive core, eV."""
     dtype = d.dtype
     numbers = jnp.asarray(basis.numbers, dtype)
-    r_in, r_out = (_of_pair(radius, z_i, z_j, dtype) for radius in _radii(basis, radii))
+    r_in, r_out = (_of_pair(radius, z_i, z_j, dtype) for radius in _radii(basis, radii)[:2])
     energy = switched_zbl(
         _distance(d), numbers[jnp.maximum(z_i, 0)][:, None], numbers[jnp.maximum(z_j, 0)], r_in, r_out
     )
@@ -226,13 +226,15 @@ def core_energy(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array, r
 
 
 def closeness(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array, radii: Array | None = None) -> jax.Array:
-    """How far atoms have come closer than the data, (): 0 where no pair is within 1.15 outer radii of the core.
+    """How far atoms have come closer than in the data, (): 0 where no pair has.
 
-    Each pair adds a smooth step that is 1 at the outer radius. Data that chose the radii have no pair within 1.25 of
-    them (`haljax.rows.radii_from`), so that this is 0 for structures like them.
+    Each pair adds a smooth step from 0 at the distance ``radii[2]``, below which the data have none, to 1 at four
+    fifths of it or at the core's outer radius. Without such distances 1.15 outer radii stand for them.
     """
-    outer = _of_pair(_radii(basis, radii)[1], z_i, z_j, d.dtype)
-    steps = jnp.where(z_j >= 0, smooth_step(_distance(d), 1.15 * outer, outer), 0.0)
+    radii = _radii(basis, radii)
+    outer = _of_pair(radii[1], z_i, z_j, d.dtype)
+    near = _of_pair(radii[2], z_i, z_j, d.dtype) if len(radii) > 2 else 1.15 * outer
+    steps = jnp.where(z_j >= 0, smooth_step(_distance(d), near, jnp.maximum(outer, 0.8 * near)), 0.0)
     return 0.5 * jnp.sum(steps)
 
 

@@ -1,0 +1,90 @@
+"""No attractive hole closer than the data: where a fit has one, it is held up by the repulsion of the nuclei.
+
+Nothing in the data determines the pair terms below the shortest distance, so that they may fall there before the core
+takes over. Where the energy of a dimer falls as the atoms approach, the fit is made again with forces of the
+Ziegler-Biersack-Littmark repulsion as further labels of that pair, at first with their own size as their error and then
+with ever less, until it rises all the way. Fits that do not need it are untouched.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from haljax.ace import ACEBasis, core_energy, descriptor
+from haljax.ace.core import zbl
+
+Array = Any  # numpy or JAX
+
+POINTS = 200  # distances at which the energy of a dimer is looked at
+LABELS = 12  # distances with a force of the repulsion, for each pair
+FALL = 0.01  # eV by which an energy may fall before it is a hole
+ERRORS = (1.0, 0.3, 0.1, 0.03, 0.01)  # of these forces, relative to their size, tried in turn
+
+
+@partial(jax.jit, static_argnums=0)
+def dimer(basis: ACEBasis, radii: Array, z: Array, r: Array) -> tuple[jax.Array, jax.Array]:
+    """Energy of the core (n,) eV and descriptor (n, M) of two atoms of species z (2,) at distances r (n,) Å."""
+
+    def one(r: jax.Array) -> tuple[jax.Array, jax.Array]:
+        along = jnp.stack([r, -r])[:, None, None] * jnp.array([1.0, 0.0, 0.0])[None, None, :]
+        arguments = basis, along, z, z[::-1, None]
+        return core_energy(*arguments, radii), descriptor(*arguments, radii)
+
+    return jax.vmap(one)(r)
+
+
+@partial(jax.jit, static_argnums=0)
+def _slopes(basis: ACEBasis, radii: Array, z: Array, r: Array) -> tuple[jax.Array, jax.Array]:
+    """Derivatives of `dimer` by r."""
+    return jax.jvp(lambda r: dimer(basis, radii, z, r), (r,), (jnp.ones_like(r),))[1]
+
+
+def falls(basis: ACEBasis, coefficients: np.ndarray, radii: np.ndarray, shortest: np.ndarray) -> dict[int, float]:
+    """Pairs of elements (index into ``basis.pairs``) whose dimer energy falls below the data: by how much, eV.
+
+    Parameters
+    ----------
+    shortest : (Z, Z) Å, shortest distances in the data; pairs without one are looked at within their core.
+    """
+    found = {}
+    for k, (a, b) in enumerate(basis.pairs):
+        start = shortest[a, b] if np.isfinite(shortest[a, b]) else radii[1, a, b]
+        r = np.linspace(start, 0.3 * radii[0, a, b], POINTS)
+        core, functions = dimer(basis, jnp.asarray(radii), jnp.array([a, b]), jnp.asarray(r))
+        energy = np.asarray(core) + np.asarray(functions) @ coefficients
+        fall = float(np.max(np.maximum.accumulate(energy) - energy))
+        if fall > FALL:
+            found[k] = fall
+    return found
+
+
+def repulsion_rows(
+    basis: ACEBasis, radii: np.ndarray, shortest: np.ndarray, errors: dict[int, float]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows (n, M) and targets (n,) of the slope of dimer energies, in units of their error, zero for other pairs.
+
+    Parameters
+    ----------
+    errors : of each pair that needs them, relative to the size of the force.
+    """
+    rows, targets = np.zeros((len(basis.pairs), LABELS, len(basis))), np.zeros((len(basis.pairs), LABELS))
+    for k, error in errors.items():
+        a, b = basis.pairs[k]
+        end = shortest[a, b] if np.isfinite(shortest[a, b]) else radii[1, a, b]
+        r = jnp.asarray(np.linspace(radii[0, a, b], 0.97 * end, LABELS))
+        core, functions = _slopes(basis, jnp.asarray(radii), jnp.array([a, b]), r)
+        numbers = (float(basis.numbers[z]) for z in (a, b))
+        wanted = jax.vmap(jax.grad(partial(_zbl, *numbers)))(r)
+        size = error * np.abs(np.asarray(wanted))
+        rows[k] = np.asarray(functions) / size[:, None]
+        targets[k] = (np.asarray(wanted) - np.asarray(core)) / size
+    return rows.reshape(-1, len(basis)), targets.reshape(-1)
+
+
+def _zbl(first: float, second: float, r: jax.Array) -> jax.Array:
+    return zbl(r, jnp.asarray(first), jnp.asarray(second))
