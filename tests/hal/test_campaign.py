@@ -314,7 +314,7 @@ def test_the_screen_shows_what_a_campaign_tells(whole, events):
             assert len(event["step"]) == len(event["temperature_K"]) == len(event["pressure_GPa"]) == 3
             console.print(screen.render())
     shown = re.sub(r"\s+", " ", console.file.getvalue())
-    assert re.search(r"0 +finished +40/40 +0\.\d{3} +\d+ +-?\d+\.\d\d", shown), shown
+    assert re.search(r"\d +(finished|uncertain) +\d+/40 +0\.\d{3} +\d+ +-?\d+\.\d\d", shown), shown
     assert re.search(r"iteration 2: \d+ labels; .*f .*test RMSE .*dynamics \d+ \+ select \d+ \+ label", shown), shown
 
 

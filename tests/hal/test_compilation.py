@@ -51,6 +51,6 @@ def test_ten_iterations_compile_as_many_programs_as_there_are_shapes(tmp_path, c
     assert seen >= {"_begin", "_block", "all_rows", "spread_factor", "_joint_posterior"}, times
     assert set(times.values()) == {1}, "compiled again for shapes that it had been compiled for"
     programs = Counter(name for name, _ in times)
-    # Structures have one size, but rows are absorbed by the start, and by one label or two of an iteration.
-    assert programs.pop("jit(absorb)") <= 3 and programs.pop("jit(all_rows)") <= 2
-    assert set(programs.values()) == {1}, programs
+    # Structures have one size, but a fit has rows of 4 to 24 of them, and a structure on its way one or two.
+    assert programs.pop("jit(all_rows)") <= 2, programs
+    assert max(programs.values()) <= 3, programs
