@@ -20,7 +20,7 @@ import numpy as np
 from haljax.ace import ACEBasis
 from haljax.ace.density import CHANNELS
 from haljax.bayes import calibration, coverage
-from haljax.model import Model
+from haljax.model import Model, errors_in_words
 from haljax.potentials import VOIGT, Parameters, features_of, parameters_of, total_energy
 from haljax.rows import ENERGY, FORCE, STRESS, all_rows, examples
 from haljax.spread import PSEUDO
@@ -112,10 +112,7 @@ def evaluate(model: Model, test: Sequence[Atoms]) -> ErrorTable:
 def left_out_words(model: Model) -> str:
     """The errors on structures left out of the fit, in one line: an estimate of test errors on like structures."""
     loo = model.loo
-    return (
-        f"leave-one-out ({loo.groups} groups of training structures): RMSE {1e3 * loo.energy:.3g} meV/atom, "
-        f"{loo.force:.3g} eV/Å"
-    )
+    return f"leave-one-out ({loo.groups} groups of training structures): RMSE {errors_in_words(loo.energy, loo.force)}"
 
 
 def _repeated(model: Model, test: Sequence[Atoms]) -> int:
@@ -223,9 +220,9 @@ class Stds(NamedTuple):
     """Predicted standard deviations of one system: energy () eV, forces (N, 3) eV/Å, virial (6,) eV; of each label of
     the reference around the prediction."""
 
-    energy: np.ndarray
-    forces: np.ndarray
-    virial: np.ndarray
+    energy: Array
+    forces: Array
+    virial: Array
 
 
 @partial(jax.jit, static_argnums=0)
@@ -357,7 +354,10 @@ def calibrate(model: Model, held_out: Sequence[Atoms]) -> tuple[Model, Calibrati
     (e_factor, e_values, *e_levels), (f_factor, f_values, *f_levels) = judged("energy"), judged("forces")
     if not e_values + f_values:
         raise ValueError("there is nothing to calibrate on: no held-out structure has an energy or forces")
-    report = Calibration(e_factor, f_factor, LEVELS, *e_levels, *f_levels, e_values, f_values)
+    levels = dict(
+        zip(("energy_before", "energy_after", "force_before", "force_after"), e_levels + f_levels, strict=True)
+    )
+    report = Calibration(e_factor, f_factor, LEVELS, **levels, energy_values=e_values, force_values=f_values)
     s_factor = judged("stress")[0]
     return (
         replace(model, energy_calibration=e_factor, force_calibration=f_factor, stress_calibration=s_factor),

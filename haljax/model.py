@@ -49,6 +49,12 @@ class FitSettings:
         return self.energy_weight, self.force_weight, self.stress_weight
 
 
+def errors_in_words(energy: float, force: float) -> str:
+    """An energy (eV per atom) and a force (eV/Å), those of them that are known."""
+    known = [f"{1e3 * energy:.3g} meV/atom"] if energy > 0 else []
+    return ", ".join(known + ([f"{force:.3g} eV/Å"] if force > 0 else []))
+
+
 @dataclass(frozen=True)
 class Model:
     """A linear ACE potential with its posterior. Made by `fit`, `refit` and `update`; immutable.
@@ -109,13 +115,9 @@ class Model:
         pairs = ", ".join(
             f"{self.basis.elements[a]}-{self.basis.elements[b]} {self.radii[1][a, b]:.2f}" for a, b in self.basis.pairs
         )
-        noise = self.spread.noise
-        parts = [
-            f"{self.settings.solver}: noise {1e3 * noise[0]:.2g} meV/atom, {noise[1]:.2g} eV/Å",
-            f"core up to {pairs} Å",
-        ]
+        parts = [f"{self.settings.solver}: core up to {pairs} Å", f"noise {errors_in_words(*self.spread.noise[:2])}"]
         if self.loo.groups:
-            parts.append(f"leave-one-out {1e3 * self.loo.energy:.3g} meV/atom, {self.loo.force:.3g} eV/Å")
+            parts.append(f"leave-one-out {errors_in_words(self.loo.energy, self.loo.force)}")
         if self.ignored:
             parts.append(f"{len(self.ignored)} structures left out")
         return "; ".join(parts)
@@ -192,7 +194,7 @@ def load(path: str | Path) -> Model:
         return kind(**{name: jnp.asarray(arrays[f"{prefix}_{name}"]) for name in kind._fields})
 
     spread = Spread(jnp.asarray(arrays["spread_factor"]), *(arrays[f"spread_{k}"] for k in Spread._fields[1:]))
-    loo = LeaveOneOut(*(np.nan if x is None else x for x in meta["loo"]))
+    loo = LeaveOneOut(**dict(zip(LeaveOneOut._fields, (np.nan if x is None else x for x in meta["loo"]), strict=True)))
     return Model(
         basis=basis,
         posterior=group(Posterior, "posterior"),
@@ -294,7 +296,7 @@ def _unpacked(elements: Sequence[str], arrays: Mapping[str, np.ndarray], infos: 
             pbc=data["pbc"][i],
             info=dict(infos[i]),
         )
-        known = {
+        known: dict[str, Any] = {
             "energy": data["energy"][i] if np.isfinite(data["energy"][i]) else None,
             "forces": data["forces"][own] if np.isfinite(data["forces"][own]).all() else None,
             "stress": data["stress"][i] if np.isfinite(data["stress"][i]).all() else None,

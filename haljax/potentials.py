@@ -54,7 +54,7 @@ class Parameters(NamedTuple):
 
     e0: jax.Array
     mean: jax.Array
-    factor: jax.Array | tuple[jax.Array, ...]
+    factor: Any  # an array, or a tuple of them
     radii: jax.Array | None = None
     density: jax.Array | None = None
 
@@ -62,7 +62,9 @@ class Parameters(NamedTuple):
 def parameters_of(model: Model) -> Parameters:
     """The arrays of a model that its energies depend on."""
     return Parameters(
-        *map(jnp.asarray, (model.e0, model.posterior.mean[: len(model.basis)], model.spread.factor)),
+        e0=jnp.asarray(model.e0),
+        mean=jnp.asarray(model.coefficients),
+        factor=jnp.asarray(model.spread.factor),
         radii=jnp.concatenate([jnp.asarray(model.radii), jnp.asarray(model.near)[None]]),
         density=jnp.asarray(model.density),
     )

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -257,4 +257,5 @@ def _summary(
         square = found.residual[own] ** 2
         errors.append(float(np.sqrt(square.mean())) / weights[kind])
         ratios.append(float(np.sqrt(np.mean(square / (scale[kind] ** 2 * found.variance[own] + noise[kind] ** 2)))))
-    return LeaveOneOut(*errors, *ratios, n_groups)
+    fields: dict[str, Any] = dict(zip(LeaveOneOut._fields, [*errors, *ratios, n_groups], strict=True))
+    return LeaveOneOut(**fields)

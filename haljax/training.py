@@ -134,7 +134,7 @@ def update(model: Model, new: Sequence[Atoms]) -> Model:
         model,
         structures=(*model.structures, *new),
         ignored=ignored,
-        n_structures=model.n_structures + len(used),
+        n_structures=model.n_structures + len(new) - len(close),
         table=None,
         compressed=None if model.compressed is None else _absorb_legacy(model, blocks),
     )
@@ -273,7 +273,7 @@ def _fitted(basis: ACEBasis, settings: FitSettings, structures: list[Atoms], bef
         closest = shortest[here].min(axis=0)
         data = _Data(rows, here, centre, e0, *_statistics(rows, centre, len(basis)), radii, closest)
         posterior, active, hyperparameters = _solve(basis, settings, data, before)
-        groups = _groups(basis, [structures[i] for i in here], rows)
+        groups = _groups(basis, radii, density, [structures[i] for i in here], [seen[i] for i in here])
         with one_blas_thread():
             residuals = residuals_left_out(rows, groups, posterior) if len(set(groups)) > 2 else []
         found = _absurd(structures, here, rows, residuals) if len(absurd) < max(1, len(used) // 10) else None
@@ -345,10 +345,18 @@ def _statistics(table: Table, centre: np.ndarray, M: int) -> tuple[Statistics, S
             rows = block.rows[own]
             yield rows, block.targets[own] - rows[:, M : M + len(centre)] @ centre
 
-    found = [seen_rows(accumulate(empty(P), of(forces), n[forces])) for forces in (True, False)]
+    found = [_few_sizes(seen_rows(accumulate(empty(P), of(forces), n[forces]))) for forces in (True, False)]
     if not sum(int(stats.n) for stats in found):
         raise ValueError("there is nothing to learn from: every label is missing or has weight 0")
     return found[0], found[1]
+
+
+def _few_sizes(stats: Statistics) -> Statistics:
+    """The same with rows of zeros, up to a power of two, so that a campaign compiles few programs."""
+    rows, P = stats.R.shape
+    size = min(P, max(64, 1 << (rows - 1).bit_length()))
+    extra = max(size - rows, 0)
+    return stats._replace(R=jnp.pad(stats.R, ((0, extra), (0, 0))), z=jnp.pad(stats.z, (0, extra)))
 
 
 def _solve(
@@ -364,7 +372,7 @@ def _solve(
             learned = learn(joint, _family(basis), data.e0, start)
             if not learned.converged and start is not None:
                 learned = learn(joint, _family(basis), data.e0)
-            if not learned.converged:
+            if not learned.converged and len(data.used) > 2:  # of fewer there is another warning
                 log.warning("the search for hyperparameters did not converge: the model is usable, perhaps not best")
             alpha, precision, hyperparameters = learned.noise**-2, learned.std**-2, learned.hyperparameters
             log_evidence = learned.log_evidence
@@ -405,7 +413,9 @@ def _solve(
             basis.elements[b],
             fall,
         )
-    posterior = posterior._replace(mean=posterior.mean.at[M:].add(data.centre), log_evidence=jnp.asarray(log_evidence))
+    posterior = posterior._replace(
+        mean=posterior.mean.at[M:].add(data.centre), log_evidence=jnp.asarray(log_evidence, float)
+    )
     if not np.isfinite(log_evidence) or not np.isfinite(np.asarray(posterior.mean)).all():
         raise ValueError("the fit is not finite: look for extreme labels or weights among the training structures")
     return posterior, active, hyperparameters
@@ -538,7 +548,8 @@ def _prior_of_e0(
         )
     counts = np.array([[np.sum(structures[i].symbols == e) for e in elements] for i in used], float)
     n_atoms = counts.sum(axis=1)
-    energies = np.array([labels(structures[i]).energy for i in used]) / n_atoms
+    found = [labels(structures[i]) for i in used]
+    energies = np.array([label.energy if label.energy_weight > 0 else np.nan for label in found]) / n_atoms
     if not np.isfinite(energies).any() and len(known) < len(elements):
         raise ValueError("e0 needs energies, but no structure has one; give e0 as a mapping")
     absent = [e for e, column in zip(elements, counts.T, strict=True) if not column.any() and e not in known]
@@ -569,23 +580,30 @@ def _prior_of_e0(
     return centre, factor
 
 
-def _groups(basis: ACEBasis, structures: Sequence[Atoms], table: Table) -> np.ndarray:
+def _groups(
+    basis: ACEBasis,
+    radii: np.ndarray,
+    density: np.ndarray,
+    structures: Sequence[Atoms],
+    seen: Sequence[tuple[System, Neighbours]],
+) -> list[int]:
     """Which structures are left out together."""
     names = [str(atoms.info["group"]) if "group" in atoms.info else None for atoms in structures]
-    M = len(basis)
-    means = []
-    for block, atoms in zip(table, structures, strict=True):
-        energy = block.rows[block.kind == ENERGY][:, :M] / block.weight[block.kind == ENERGY][:, None]
-        means.append(energy[0] / len(atoms) if len(energy) else np.sum(np.abs(block.rows[:, :M]), axis=0))
-    features = np.array(means)
-    size = np.abs(features).max(axis=0)
-    return groups_of(names, features / np.where(size > 0, size, 1.0))
+    arrays = jnp.asarray(radii), jnp.asarray(density)
+    found = list(in_threads(lambda example: np.asarray(all_features(basis, *example, *arrays)), seen))
+    means = np.stack(found)[:, : len(basis)] / np.array([[len(atoms)] for atoms in structures])
+    size = np.abs(means).max(axis=0)
+    return groups_of(names, means / np.where(size > 0, size, 1.0)).tolist()
 
 
 def _absurd(
     structures: Sequence[Atoms], used: Sequence[int], table: Table, residuals: list[np.ndarray]
 ) -> tuple[int, str] | None:
-    """The structure whose labels are furthest from what the others predict, where that is beyond belief."""
+    """The structure whose labels are furthest from what the others predict, where that is beyond belief.
+
+    An energy far off moves the others' too, by way of E0, so that it stands out less than its size; but the forces of
+    its structure are as well predicted as others', which those of a structure unlike the others are not.
+    """
     if len(residuals) < 4:
         return None
     energy, force, size = np.full((3, len(used)), np.nan)
@@ -595,15 +613,15 @@ def _absurd(
             energy[k] = np.abs(raw[own]).max() / len(structures[used[k]])
         if np.any(own := block.kind == FORCE):
             force[k], size[k] = np.sqrt(np.mean(raw[own] ** 2)), np.sqrt(np.mean(target[own] ** 2))
-    for values, least, unit in (
-        (force, ABSURD_FORCE * np.nanmedian(size) if np.isfinite(size).any() else np.inf, "eV/Å"),
-        (energy, ABSURD_ENERGY, "eV per atom"),
-    ):
-        if not np.isfinite(values).any():
-            continue
-        k = int(np.nanargmax(values))
-        if values[k] > max(ABSURD * np.nanmedian(values), least):
-            return used[k], f"has labels {values[k]:.3g} {unit} from what the other structures predict"
+    if np.isfinite(force).any():
+        k, usual = int(np.nanargmax(force)), float(np.nanmedian(force))
+        if force[k] > max(ABSURD * usual, ABSURD_FORCE * float(np.nanmedian(size))):
+            return used[k], f"has forces {force[k]:.3g} eV/Å from what the other structures predict"
+    if np.isfinite(energy).any():
+        k, usual = int(np.nanargmax(energy)), float(np.nanmedian(energy))
+        alike = np.isfinite(force[k]) and force[k] < 5 * float(np.nanmedian(force))
+        if energy[k] > max((5 if alike else ABSURD) * usual, ABSURD_ENERGY):
+            return used[k], f"has an energy {energy[k]:.3g} eV per atom from what the other structures predict"
     return None
 
 

@@ -85,7 +85,9 @@ def learn(stats: Statistics, family: Family, fixed: np.ndarray, start: np.ndarra
     )
     noise, std = _unpacked(jnp.asarray(found.x), arrays, orders)
     converged = bool(found.fun < 1e12) and found.status == 0
-    return Learned(found.x, float(jnp.exp(noise)), np.asarray(std), -float(found.fun), converged)
+    return Learned(
+        found.x, float(jnp.exp(noise)), np.asarray(std), -float(found.fun) if found.fun < 1e12 else -np.inf, converged
+    )
 
 
 @jax.jit

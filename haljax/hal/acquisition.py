@@ -204,7 +204,7 @@ def default_tolerance(model: Model, dynamics: Dynamics, structures: Sequence[Ato
     """
     params, deviations = parameters_of(model), _deviations(model, dynamics, key)
     found = [
-        float(_criterion_of(model.basis, params, deviations, dynamics.epsilon, *example))
+        float(_criterion_of(model.basis, params, deviations, jnp.asarray(dynamics.epsilon), *example))
         for example in examples(model.basis, structures)
     ]
     value = TOLERANCE_FACTOR * float(np.quantile(found, TOLERANCE_QUANTILE))
@@ -213,7 +213,12 @@ def default_tolerance(model: Model, dynamics: Dynamics, structures: Sequence[Ato
 
 @partial(jax.jit, static_argnums=0)
 def _criterion_of(
-    basis: ACEBasis, params: Parameters, deviations: jax.Array, epsilon: float, system: System, neighbours: Neighbours
+    basis: ACEBasis,
+    params: Parameters,
+    deviations: jax.Array,
+    epsilon: jax.Array,
+    system: System,
+    neighbours: Neighbours,
 ) -> jax.Array:
     result = evaluate_system(basis, params, system, neighbours, deviations)
     real = jnp.asarray(system.species) >= 0

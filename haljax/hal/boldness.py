@@ -83,9 +83,18 @@ def emboldened(dynamics: Dynamics, boldness: Boldness) -> Dynamics:
 
 def _scaled(value: Schedule, factor: float, most: float = math.inf) -> Schedule:
     if isinstance(value, Ramp):
-        return Ramp(*(_scaled(v, factor, most) for v in value))
+        return Ramp(_number(value.start, factor, most), _number(value.end, factor, most))
     if isinstance(value, tuple):
-        return tuple(_scaled(v, factor, most) for v in value)
+        return tuple(
+            _number(v, factor, most)
+            if not isinstance(v, Ramp)
+            else Ramp(_number(v.start, factor, most), _number(v.end, factor, most))
+            for v in value
+        )
+    return _number(value, factor, most)
+
+
+def _number(value: float, factor: float, most: float) -> float:
     return min(value * factor, max(value, most))
 
 

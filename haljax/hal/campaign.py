@@ -662,7 +662,7 @@ class _Campaign(Ledger):
                 trajectory_picture(folder / "trajectory.npz", picture)
         request = self.requests.get(iteration, {"score": None, "replicas": []})
         explored = {name: request[name] for name in ("found", "tolerance", "boldness") if name in request}
-        record = {
+        record: dict[str, Any] = {
             "type": "iteration",
             "iteration": iteration,
             "labels": self._n_labels(),
