@@ -78,8 +78,7 @@ def repulsion_rows(
         end = shortest[a, b] if np.isfinite(shortest[a, b]) else radii[1, a, b]
         r = jnp.asarray(np.linspace(radii[0, a, b], 0.97 * end, LABELS))
         core, functions = _slopes(basis, jnp.asarray(radii), jnp.array([a, b]), r)
-        numbers = (float(basis.numbers[z]) for z in (a, b))
-        wanted = jax.vmap(jax.grad(partial(_zbl, *numbers)))(r)
+        wanted = jax.vmap(jax.grad(partial(_zbl, float(basis.numbers[a]), float(basis.numbers[b]))))(r)
         size = error * np.abs(np.asarray(wanted))
         rows[k] = np.asarray(functions) / size[:, None]
         targets[k] = (np.asarray(wanted) - np.asarray(core)) / size

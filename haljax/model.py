@@ -194,7 +194,8 @@ def load(path: str | Path) -> Model:
         return kind(**{name: jnp.asarray(arrays[f"{prefix}_{name}"]) for name in kind._fields})
 
     spread = Spread(jnp.asarray(arrays["spread_factor"]), *(arrays[f"spread_{k}"] for k in Spread._fields[1:]))
-    loo = LeaveOneOut(**dict(zip(LeaveOneOut._fields, (np.nan if x is None else x for x in meta["loo"]), strict=True)))
+    known: dict[str, Any] = dict(zip(LeaveOneOut._fields, meta["loo"], strict=True))
+    loo = LeaveOneOut(**{name: np.nan if value is None else value for name, value in known.items()})
     return Model(
         basis=basis,
         posterior=group(Posterior, "posterior"),

@@ -210,7 +210,8 @@ def _linear_energy(
     """
 
     def add(total: jax.Array, block: tuple) -> tuple[jax.Array, None]:
-        return total + _block_energy(basis, coefficients, *_with_ends(geometry, species, *block), radii)[0], None
+        arguments: tuple[Any, ...] = (*_with_ends(geometry, species, *block), radii)
+        return total + _block_energy(basis, coefficients, *arguments)[0], None
 
     start = jnp.zeros((), jnp.result_type(coefficients, geometry.positions))
     return jax.lax.scan(add, start, _blocks(geometry, species, index, shift))[0]

@@ -146,7 +146,7 @@ def descriptor(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array, ra
     blocks = in_blocks((d, z_i, z_j), ([2 * basis.cutoff, 0, 0], -1, -1), whole=RECOMPUTED)
     if len(blocks[0]) == 1:
         return _descriptor(basis, d, z_i, z_j, radii)
-    one = jax.checkpoint(lambda block: _descriptor(basis, *block, radii))
+    one = jax.checkpoint(lambda block: _descriptor(basis, block[0], block[1], block[2], radii))
     start = jnp.zeros(len(basis), d.dtype)
     return jax.lax.scan(lambda total, block: (total + one(block), None), start, blocks)[0]
 

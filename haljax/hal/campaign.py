@@ -661,7 +661,9 @@ class _Campaign(Ledger):
                 picture.parent.mkdir(exist_ok=True)
                 trajectory_picture(folder / "trajectory.npz", picture)
         request = self.requests.get(iteration, {"score": None, "replicas": []})
-        explored = {name: request[name] for name in ("found", "tolerance", "boldness") if name in request}
+        explored: dict[str, Any] = {
+            name: request[name] for name in ("found", "tolerance", "boldness") if name in request
+        }
         record: dict[str, Any] = {
             "type": "iteration",
             "iteration": iteration,
