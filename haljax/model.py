@@ -195,7 +195,8 @@ def load(path: str | Path) -> Model:
 
     spread = Spread(jnp.asarray(arrays["spread_factor"]), *(arrays[f"spread_{k}"] for k in Spread._fields[1:]))
     known: dict[str, Any] = dict(zip(LeaveOneOut._fields, meta["loo"], strict=True))
-    loo = LeaveOneOut(**{name: np.nan if value is None else value for name, value in known.items()})
+    known = {name: np.nan if value is None else value for name, value in known.items()}
+    loo = LeaveOneOut(**known)
     return Model(
         basis=basis,
         posterior=group(Posterior, "posterior"),
