@@ -606,8 +606,8 @@ def _absurd(
 ) -> tuple[int, str] | None:
     """The structure whose labels are furthest from what the others predict, where that is beyond belief.
 
-    Where E0 is fitted, an energy far off moves the others' too, so that it stands out less than its size; but the forces of
-    its structure are as well predicted as others', which those of a structure unlike the others are not.
+    Where E0 is fitted, an energy far off moves the others' too, so that it stands out less than its size; but the
+    forces of its structure are as well predicted as others', which those of a structure unlike the others are not.
     """
     if len(residuals) < 4:
         return None

@@ -79,9 +79,7 @@ def learn(stats: Statistics, family: Family, fixed: np.ndarray, start: np.ndarra
         return value, slope
 
     bounds = [NOISE, *[SCALE] * orders, *[(0.5, 9.0)] * orders, (-1.0, 5.0)]
-    found = minimize(
-        objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 100, "ftol": FLAT}
-    )
+    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 100})
     noise, std = _unpacked(jnp.asarray(found.x), arrays, orders)
     converged = bool(found.fun < 1e12) and found.status == 0
     return Learned(
