@@ -34,7 +34,7 @@ def cell(seed):
 
 starts = [cell(i) for i in range(6)]
 backend, jax.default_backend = jax.default_backend, lambda: "gpu"  # where rows are shared out
-model = hx.fit(hx.ace_basis(("Al", "Cu"), 4.0, 2, 4), starts)
+model = hx.fit(hx.ace_basis(("Al", "Cu"), 4.0, 2, 4), starts, solver="brr")
 jax.default_backend = backend
 assert jax.device_count() == 8
 results = []
@@ -113,7 +113,7 @@ def test_a_fit_on_eight_devices_is_that_on_one(outcome):
         atoms.positions += 0.1 * r.standard_normal(atoms.positions.shape)
         atoms.calc = EMT()
         starts.append(with_labels(atoms, atoms.get_potential_energy(), atoms.get_forces(), atoms.get_stress()))
-    model = hx.fit(hx.ace_basis(("Al", "Cu"), 4.0, 2, 4), starts)
+    model = hx.fit(hx.ace_basis(("Al", "Cu"), 4.0, 2, 4), starts, solver="brr")
     mean = np.asarray(model.posterior.mean)
     np.testing.assert_allclose(outcome[0]["mean"], mean, atol=1e-9 * np.abs(mean).max())
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from haljax.bayes.leave_out import groups_of, left_out
+from haljax.bayes.leave_out import groups_of, left_out_residual, left_out_variance
 
 
 @pytest.mark.parametrize("size", [1, 4, 8, 9, 20])  # rows left out of 40, of 8 coefficients: fewer, as many, more
@@ -23,7 +23,9 @@ def test_residuals_and_variances_are_those_of_a_fit_without_the_group(size):
     others = np.setdiff1d(np.arange(40), group)
     without, wider = posterior(X[others], y[others])
     factor = np.linalg.cholesky(covariance)
-    residual, variance = left_out(X[group] @ factor / noise, (y - X @ mean)[group] / noise)
+    whitened = X[group] @ factor / noise
+    residual = left_out_residual(whitened, (y - X @ mean)[group] / noise)
+    variance = left_out_variance(whitened)
     # The closed form regularises by 1e-9.
     np.testing.assert_allclose(noise * residual, (y - X @ without)[group], rtol=1e-6, atol=1e-8)
     np.testing.assert_allclose(noise**2 * variance, np.einsum("rk,kl,rl->r", X[group], wider, X[group]), rtol=1e-6)
@@ -34,7 +36,7 @@ def test_a_direction_that_one_group_alone_determines_is_unknown_without_it(size)
     """Its whitened rows have length 1: rounding may make it more, and the variance is very large, never negative."""
     whitened = np.zeros((size, 4))
     whitened[:, 0], whitened[0, 1] = 1 / np.sqrt(size), 0.1
-    residual, variance = left_out(whitened, np.full(size, 1e-3))
+    residual, variance = left_out_residual(whitened, np.full(size, 1e-3)), left_out_variance(whitened)
     assert np.isfinite(residual).all() and np.all(variance > 1e6)
 
 

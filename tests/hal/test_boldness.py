@@ -25,7 +25,8 @@ def test_a_factor_of_one_and_a_bias_of_zero_leave_no_level():
     assert levels(dynamics(bolder={"tau_rel": 1.0, "temperature": 1.0, "n_steps": 1.0})) == [Boldness()]
     unbiased = levels(dynamics(tau_rel=[0.0, 0.0]))
     assert len(unbiased) > 1 and all(b.tau_rel == 1 for b in unbiased)
-    assert any(b.tau_rel == 2 for b in levels(dynamics(tau_rel=[0.0, {"from": 0.0, "to": 0.1}])))
+    ramp = dynamics(tau_rel=[0.0, {"from": 0.0, "to": 0.1}], bolder={"tau_rel": 2.0})
+    assert any(b.tau_rel == 2 for b in levels(ramp))
 
 
 def test_emboldened_dynamics():
