@@ -99,9 +99,10 @@ def test_trajectories_are_those_of_one_device(outcome):
     one, two, eight = outcome[0]["replicas"]
     for many in (two, eight):
         assert many["steps"] == one["steps"] == [60] * 6 and many["moves"] == one["moves"]
-        # programs of other widths order their sums in another way: 1e-16 of a force, grown over 60 steps
-        np.testing.assert_allclose(many["positions"], one["positions"], atol=1e-9)
-        np.testing.assert_allclose(many["energy"], one["energy"], atol=1e-10)
+        # Programs of other widths order their sums in another way; the bias, a product in float32, differs by some
+        # 1e-7 of itself, grown over 60 steps.
+        np.testing.assert_allclose(many["positions"], one["positions"], atol=1e-5)
+        np.testing.assert_allclose(many["energy"], one["energy"], atol=1e-5)
 
 
 def test_a_fit_on_eight_devices_is_that_on_one(outcome):

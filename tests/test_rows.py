@@ -103,9 +103,9 @@ def test_rows_are_the_features_and_their_derivatives(basis, tiny_model, tiny_dat
 def test_functions_of_the_density_vanish_in_the_reference_crystal(basis, tiny_model):
     """They are 0 at the mean density of the data, and matter away from it alone; unknown elements have none."""
     crystal = bulk("Al", cubic=True)
-    density = reference_densities(basis, [crystal])
-    M = len(basis) + 2
     (example,) = examples(basis, [crystal])
+    density = reference_densities(basis, [example])
+    M = len(basis) + 2
     np.testing.assert_allclose(all_features(basis, *example, tiny_model.radii, density)[M:], 0, atol=1e-12)
     stretched = crystal.copy()
     stretched.set_cell(1.05 * crystal.cell.array, scale_atoms=True)
@@ -146,7 +146,7 @@ def test_the_core_is_not_fitted(basis):
         dimer = Atoms("AlCu", [[0, 0, 0], [0, 0, r]])
         dimers.append(with_labels(dimer, float(core(r)), [[0, 0, pull], [0, 0, -pull]]))
     assert dimers[0].get_potential_energy() > 100
-    density = reference_densities(basis, dimers)
+    density = reference_densities(basis, list(examples(basis, dimers)))
     for block in blocks_of(basis, np.stack(basis.core_radii), density, Weights(300.0, 10.0, 30.0), dimers):
         # Weighted targets of some 1e5 cancel to rounding.
         np.testing.assert_allclose(block.targets, 0, atol=1e-8)
@@ -190,8 +190,12 @@ def dimers(*distances, symbols="AlCu"):
     return [Atoms(symbols, [[0, 0, 0], [0, 0, r]]) for r in distances]
 
 
+def distances_of(basis, structures):
+    return shortest_distances(basis, list(examples(basis, structures)))
+
+
 def radii_of(basis, structures):
-    return radii_from(basis, shortest_distances(basis, structures))
+    return radii_from(basis, distances_of(basis, structures))
 
 
 def test_shortest_distances_are_those_of_ase(basis, alloy):
@@ -199,7 +203,7 @@ def test_shortest_distances_are_those_of_ase(basis, alloy):
     from ase.neighborlist import neighbor_list
 
     cells = [alloy(1, (1, 1, 1)), bulk("Cu"), MOLECULE, Atoms("Al")]
-    found = shortest_distances(basis, cells)
+    found = distances_of(basis, cells)
     for atoms, shortest in zip(cells, found, strict=True):
         i, j, d = neighbor_list("ijd", atoms, basis.cutoff)
         for a, one in enumerate(basis.elements):
@@ -237,14 +241,14 @@ def test_one_structure_absurdly_close_does_not_drag_the_core_in_and_two_do(basis
 
 def test_what_is_too_close_is_named_with_its_pair(basis):
     structures = [*dimers(2.1, 2.2, 2.3), *dimers(0.8), *dimers(2.4, 2.5, symbols="Cu2")]
-    shortest = shortest_distances(basis, structures)
+    shortest = distances_of(basis, structures)
     radii = radii_from(basis, shortest)
     found = too_close(basis, radii, shortest, structures)
     assert list(found) == [3]
     assert found[3] == f"structure 3 (AlCu): Al-Cu at 0.80 Å (core: {CORE_MARGIN * 2.1:.2f} Å)"
     # Of several pairs the one that is furthest inside.
     crowd = Atoms("AlCuCu", [[0, 0, 0], [0, 0, 1.5], [0, 0, 2.5]])
-    (why,) = too_close(basis, radii, shortest_distances(basis, [crowd]), [crowd]).values()
+    (why,) = too_close(basis, radii, distances_of(basis, [crowd]), [crowd]).values()
     assert "Cu-Cu at 1.00 Å" in why
 
 
