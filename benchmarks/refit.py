@@ -25,9 +25,10 @@ from common import row
 
 import haljax as hx
 from haljax.bayes import one_blas_thread
+from haljax.fitting import joined, joint_posterior, statistics
+from haljax.one_body import E0_KNOWN
 from haljax.rows import Table, Weights, blocks_of
 from haljax.structures import with_labels
-from haljax.training import E0_KNOWN, _joined, _joint_posterior, _statistics
 
 STRUCTURES = 20  # of 32 atoms: 1 + 96 + 6 rows each
 
@@ -67,8 +68,8 @@ def main() -> None:
     def refit():
         table = Table(blocks_of(basis, model.radii, model.density, weights, train + new))
         with one_blas_thread():
-            joint = _joined(*_statistics(table, np.zeros(z), M), M + z)
-            return jax.block_until_ready(_joint_posterior(joint, alpha, precision, E0_KNOWN * np.eye(z), model.active))
+            joint = joined(*statistics(table, np.zeros(z), M), M + z)
+            return jax.block_until_ready(joint_posterior(joint, alpha, precision, E0_KNOWN * np.eye(z), model.active))
 
     (updated, update_s, update_spread), (again, refit_s, refit_spread), (_, fit_s, _) = timed(
         lambda: hx.update(model, new).posterior, refit, lambda: hx.fit(basis, train + new, e0=e0).posterior

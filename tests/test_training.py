@@ -13,7 +13,7 @@ from ase.calculators.emt import EMT
 from ase.units import GPa
 
 import haljax as hx
-from haljax import bayes, training
+from haljax import bayes, fitting, one_body
 from haljax.bayes.prior import Learned
 from haljax.evaluation import predict
 from haljax.potentials import n_features
@@ -43,7 +43,7 @@ def truth(tiny_model):
 @pytest.fixture
 def at_radii(monkeypatch):
     """Makes fits have these core radii, whatever the shortest distances in their data."""
-    return lambda radii: monkeypatch.setattr(training, "radii_from", lambda *_: np.array(radii))
+    return lambda radii: monkeypatch.setattr(fitting, "radii_from", lambda *_: np.array(radii))
 
 
 def labelled_by(model, atoms):
@@ -121,8 +121,8 @@ def prior_of_e0(basis, structures):
     """Centre by least squares per atom, and covariance, of the joint fit: documented constants, written down again."""
     share = np.array([[np.mean(atoms.symbols == e) for e in basis.elements] for atoms in structures])
     centre = np.linalg.lstsq(share, [a.get_potential_energy() / len(a) for a in structures], rcond=1e-8)[0]
-    own = training.E0_OWN + 0.25 * np.abs(centre)
-    return centre, np.diag(own**2) + training.E0_COMMON**2
+    own = one_body.E0_OWN + 0.25 * np.abs(centre)
+    return centre, np.diag(own**2) + one_body.E0_COMMON**2
 
 
 @pytest.mark.parametrize("solver", ["auto", "brr"])
@@ -320,7 +320,7 @@ def test_e0_of_one_composition(basis, alloy):
     energy, std = energies_of_single_atoms(hx.fit(basis, cells))
     np.testing.assert_allclose(energy, [-2.0, -2.0], rtol=1e-8)
     # The difference has the prior's standard deviation of sqrt(2) times (E0_OWN + 2 / 4), half of it on each.
-    assert np.all(std > 0.5 * (training.E0_OWN + 0.5))
+    assert np.all(std > 0.5 * (one_body.E0_OWN + 0.5))
 
 
 def test_e0_of_an_element_without_data(basis, caplog):
@@ -329,7 +329,7 @@ def test_e0_of_an_element_without_data(basis, caplog):
     assert message.startswith("no structure has Cu:")
     energy, std = energies_of_single_atoms(model)
     np.testing.assert_allclose(energy[1], 0.0, atol=1e-8)
-    assert std[1] > training.E0_OWN
+    assert std[1] > one_body.E0_OWN
 
 
 def test_e0_isolated(basis, tiny_data):
@@ -527,7 +527,7 @@ def test_update_is_a_fit_at_fixed_hyperparameters(basis, tiny_data, labelled, so
 
 def test_update_equals_refit_at_fixed_hyperparameters(basis, tiny_data, labelled, at_radii, monkeypatch):
     """Radii, noise, prior and the centre of E0 held where they are, a fit of all structures is the update."""
-    monkeypatch.setattr(training, "falls", lambda *_: {})  # else either may be held up by a repulsion of its own
+    monkeypatch.setattr(fitting, "falls", lambda *_: {})  # else either may be held up by a repulsion of its own
     model, new = hx.fit(basis, tiny_data, e0=E0), [labelled(40), labelled(41)]
     at_radii(model.radii)
     posterior, M = model.posterior, len(basis)
@@ -538,7 +538,7 @@ def test_update_equals_refit_at_fixed_hyperparameters(basis, tiny_data, labelled
         0.0,
         True,
     )
-    monkeypatch.setattr(training, "learn", lambda *_: held)
+    monkeypatch.setattr(fitting, "learn", lambda *_: held)
     whole, updated = hx.refit(model, new), hx.update(model, new)
     # Two routes through QR, of a condition number of some 1e4.
     assert_same_posterior(updated.posterior, whole.posterior, 1e-7)
@@ -591,7 +591,7 @@ def test_a_refit_takes_rows_it_has(basis, tiny_data, labelled, monkeypatch):
         made.append(len(arguments[-1]))
         return blocks_of(*arguments)
 
-    monkeypatch.setattr(training, "blocks_of", spy)
+    monkeypatch.setattr(fitting, "blocks_of", spy)
     expanded = new.copy()
     expanded.set_cell(1.03 * new.cell.array, scale_atoms=True)
     expanded = with_labels(expanded, new.get_potential_energy())
@@ -684,7 +684,7 @@ def test_leave_one_out_errors_are_those_of_fits_without_each_group(basis, tiny_d
     copy.rattle(1e-3, seed=1)
     copy.calc = EMT()
     train.append(with_labels(copy, copy.get_potential_energy(), copy.get_forces(), copy.get_stress()))
-    monkeypatch.setattr(training, "falls", lambda *_: {})  # else each may be held up by a repulsion of its own
+    monkeypatch.setattr(fitting, "falls", lambda *_: {})  # else each may be held up by a repulsion of its own
     model = hx.fit(basis, train, e0=E0)
     groups = [(0, 1), (2, 3, 4), (5, 8), (6,), (7,)]
     assert model.loo.groups == 5
@@ -697,7 +697,7 @@ def test_leave_one_out_errors_are_those_of_fits_without_each_group(basis, tiny_d
         0.0,
         True,
     )
-    monkeypatch.setattr(training, "learn", lambda *_: held)
+    monkeypatch.setattr(fitting, "learn", lambda *_: held)
     energy, forces, virial = [], [], []
     for group in groups:
         without = hx.fit(basis, [atoms for i, atoms in enumerate(train) if i not in group], e0=E0)
@@ -856,6 +856,6 @@ def test_a_fit_that_was_cut_off_says_so(tiny_data, monkeypatch, caplog):
     basis = hx.ace_basis(("Al", "Cu"), cutoff=4.5, order=2, max_degree=5)
     hx.fit(basis, tiny_data, solver="ard")
     assert not caplog.records
-    monkeypatch.setitem(training._SOLVERS, "ard", lambda *arguments: bayes.ard(*arguments, max_iterations=2))
+    monkeypatch.setitem(fitting.SOLVERS, "ard", lambda *arguments: bayes.ard(*arguments, max_iterations=2))
     hx.fit(basis, tiny_data, solver="ard")
     assert "the evidence still grew after 2 steps of ard" in caplog.text
