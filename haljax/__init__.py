@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "ACEBasis": "haljax.ace",
+    "GrowingBasis": "haljax.ace",
     "ace_basis": "haljax.ace",
     "Model": "haljax.model",
     "load": "haljax.model",

@@ -115,7 +115,11 @@ class Model:
         pairs = ", ".join(
             f"{self.basis.elements[a]}-{self.basis.elements[b]} {self.radii[1][a, b]:.2f}" for a, b in self.basis.pairs
         )
-        parts = [f"{self.settings.solver}: core up to {pairs} Å", f"noise {errors_in_words(*self.spread.noise[:2])}"]
+        parts = [
+            f"{self.settings.solver}: {self.basis.words()}",
+            f"core up to {pairs} Å",
+            f"noise {errors_in_words(*self.spread.noise[:2])}",
+        ]
         if self.loo.groups:
             parts.append(f"leave-one-out {errors_in_words(self.loo.energy, self.loo.force)}")
         if self.ignored:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -120,6 +120,10 @@ class ACEBasis:
         z = range(self.n_species)
         return tuple((a, b) for a in z for b in z if a <= b)
 
+    def words(self) -> str:
+        """ "order 3, degree 10, cutoff 5 Å, 1138 functions"."""
+        return f"order {self.order}, degree {self.max_degree}, cutoff {self.cutoff:g} Å, {len(self)} functions"
+
     @property
     def n_pair(self) -> int:
         return len(self.pairs) * self.max_degree
@@ -171,21 +175,6 @@ class ACEBasis:
                 for label in self.labels
             ]
         )
-
-
-def ace_basis(elements: Sequence[str], cutoff: float = 5.0, order: int = 3, max_degree: int = 10) -> ACEBasis:
-    """A linear ACE basis with the sizes and conventions of ACE1x's defaults.
-
-    Args:
-        elements: chemical symbols; their order fixes the order of the functions.
-        cutoff: radius of an environment, Å.
-        order: correlation order nu (body order minus one); many-body terms of order 2 ... nu.
-        max_degree: bound on sum_t (n_t + 1.5 l_t), and the number of radial functions of a pair term.
-
-    Raises:
-        ValueError: an unknown or repeated element, or a cutoff, order or degree out of range.
-    """
-    return ACEBasis(tuple(elements), float(cutoff), int(order), int(max_degree))
 
 
 def _products(order: int, max_degree: int, n_species: int) -> Iterator[tuple[tuple[int, int, int], ...]]:

@@ -132,6 +132,8 @@ def _differences(old: Any, new: Any, path: str = "") -> Iterator[tuple[str, str]
     """Dotted key and readable line of every leaf that differs."""
     if isinstance(old, Mapping) and isinstance(new, Mapping):
         for key in {**old, **new}:
+            if old.get(key) is None and new.get(key) is None:
+                continue  # a key of a later version, which is not used
             inner = f"{path}.{key}" if path else key
             yield from _differences(old.get(key, _ABSENT), new.get(key, _ABSENT), inner)
     elif old != new:

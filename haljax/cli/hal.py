@@ -186,6 +186,8 @@ def _error_words(errors: Mapping[str, Mapping[str, float | None]]) -> str:
 
 def _iteration_line(event: Event) -> str:
     parts = [f"iteration {event['iteration']}: {event['labels']} labels"]
+    if basis := event.get("basis"):
+        parts[0] += f", {basis['functions']} functions"
     if replicas := event["replicas"]:
         counts = Counter(_status(replica["status"]) for replica in replicas)
         parts.append("replicas " + ", ".join(f"{n} {word}" for word, n in counts.most_common()))

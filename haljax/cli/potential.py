@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -31,6 +31,22 @@ def _about(path: Path) -> Iterator[None]:
         raise ValueError(f"{path}: {error}") from error
 
 
+@contextmanager
+def _search_shown() -> Iterator[None]:
+    """Print the steps of a search for a basis, which takes minutes."""
+    import logging
+
+    logger, handler = logging.getLogger("haljax.growth"), logging.StreamHandler()
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+
+
 def _check_output(path: Path) -> None:
     """Refuse before the work rather than after it."""
     if path.is_dir() or not path.absolute().parent.is_dir():
@@ -46,13 +62,37 @@ def _energies(context: click.Context, parameter: click.Parameter, value: str | N
         raise click.BadParameter("give auto, lsq, isolated or energies in eV such as Al=-3.1,Cu=-3.5") from error
 
 
+class _OrAuto(click.ParamType):
+    """A number, or "auto"."""
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind, self.name = kind, f"{'integer' if kind is int else 'float'}|auto"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        if value == "auto":
+            return value
+        try:
+            return self.kind(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither a number nor 'auto'", parameter, context)
+
+
 @click.command(cls=Command)
 @click.argument("train", type=FILE)
 @click.option("-o", "--output", type=FILE, default="model.npz", show_default=True, help="The model.")
 @click.option("--elements", help="Such as Al,Cu.  [default: those in TRAIN]")
-@click.option("--cutoff", type=float, default=5.0, show_default=True, help="Radius of an environment, Å.")
-@click.option("--order", type=int, default=3, show_default=True, help="Correlation order.")
-@click.option("--max-degree", type=int, default=10, show_default=True, help="Bound on the sum of n + 1.5 l.")
+@click.option(
+    "--cutoff", type=_OrAuto(float), default=5.0, show_default=True, help="Radius of an environment, Å; auto: chosen."
+)
+@click.option("--order", type=_OrAuto(int), default=3, show_default=True, help="Correlation order; auto: chosen.")
+@click.option(
+    "--max-degree",
+    type=_OrAuto(int),
+    default=10,
+    show_default=True,
+    help="Bound on the sum of n + 1.5 l; auto: as large as leave-one-out errors support.",
+)
+@click.option("--budget", type=float, help="Longest time of energy and forces, µs per atom, of what auto may choose.")
 @click.option("--e0", callback=_energies, help="auto, lsq, isolated, or Al=-3.1,Cu=-3.5 in eV.  [default: auto]")
 @click.option("--energy-weight", type=float, help="Of an energy per atom, 1/eV.")
 @click.option("--force-weight", type=float, help="Of a force component, Å/eV.")
@@ -68,9 +108,10 @@ def fit(
     train: Path,
     output: Path,
     elements: str | None,
-    cutoff: float,
-    order: int,
-    max_degree: int,
+    cutoff: float | Literal["auto"],
+    order: int | Literal["auto"],
+    max_degree: int | Literal["auto"],
+    budget: float | None,
     test: Path | None,
     **settings: Any,
 ) -> None:
@@ -85,12 +126,12 @@ def fit(
     symbols = (
         elements.replace(",", " ").split() if elements else sorted({e for atoms in structures for e in atoms.symbols})
     )
-    basis = hx.ace_basis(symbols, cutoff, order, max_degree)
-    with _about(train):
+    basis = hx.ace_basis(symbols, cutoff, order, max_degree, budget)
+    with _about(train), _search_shown():
         model = hx.fit(basis, structures, **{k: v for k, v in settings.items() if v is not None})
         table = replace(hx.evaluate(model, structures), note=left_out_words(model) if model.loo.groups else "")
     model.save(output)
-    click.echo(f"{len(basis)} functions, {len(structures)} structures: {output}\n{model.choice}")
+    click.echo(f"{len(model.basis)} functions, {len(structures)} structures: {output}\n{model.choice}")
     click.echo(f"\nerrors on {train}\n{table}")
     if test:
         with _about(test):

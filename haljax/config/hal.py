@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import partial
 from importlib import import_module
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Self, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -17,6 +17,8 @@ from pydantic import (
     Strict,
     ValidationError,
     ValidationInfo,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -36,7 +38,7 @@ from haljax.config.tables import (
 from haljax.devices import cores
 
 if TYPE_CHECKING:
-    from haljax.ace import ACEBasis
+    from haljax.ace import ACEBasis, GrowingBasis
 
 # Keys that may differ on resumption: those on which no result depends, limits that may be raised to go on, and the
 # dynamics, since a label is true whatever found it.
@@ -150,6 +152,14 @@ PositiveSchedule = Annotated[Schedule, _schedule(0, open_end=True), PlainSeriali
 NotNegativeSchedule = Annotated[Schedule, _schedule(0), PlainSerializer(_plain)]
 
 
+def _auto_or(value: Any, number: ValidatorFunctionWrapHandler) -> Any:
+    return value if value == "auto" else number(value)
+
+
+Number = TypeVar("Number")
+OrAuto = Annotated[Number, WrapValidator(_auto_or), PlainSerializer(lambda value: value, return_type=Any)]
+
+
 class Reference(Table):
     """``[reference]``: the truth."""
 
@@ -187,12 +197,22 @@ class Basis(Table):
 
     elements: Annotated[tuple[str, ...], Strict(False), Field(min_length=1), AfterValidator(_chemical)]
     """list of the chemical symbols of all atoms"""
-    cutoff: Positive = 5.0
-    """radius of an environment, Å"""
-    order: Count = 3
-    """correlation order: body order minus one"""
-    max_degree: Count = 10
-    """bound on the sum of n + 1.5 l"""
+    cutoff: OrAuto[Positive] = 5.0
+    """radius of an environment, Å, or 'auto'"""
+    order: OrAuto[Count] = 3
+    """correlation order: body order minus one, or 'auto'"""
+    max_degree: OrAuto[Count] = 10
+    """bound on the sum of n + 1.5 l, or 'auto': it grows with the labels as far as leave-one-out errors support it"""
+    budget: Positive | None = None
+    """longest time of energy and forces, µs per atom, of a basis that grows"""
+
+    @model_validator(mode="after")
+    def _something_to_choose(self) -> Self:
+        if self.budget is not None and "auto" not in (self.cutoff, self.order, self.max_degree):
+            raise ValueError(
+                "budget chooses among bases: set max_degree = 'auto', order = 'auto' or cutoff = 'auto' too"
+            )
+        return self
 
 
 def _of_training(name: str) -> float:
@@ -449,8 +469,8 @@ class HALConfig(Config):
                 raise ValueError(f"e0 names {', '.join(foreign)}, not among basis.elements ({', '.join(elements)})")
         return fit
 
-    def ace_basis(self) -> ACEBasis:
-        """The basis that the config describes."""
+    def ace_basis(self) -> ACEBasis | GrowingBasis:
+        """The basis that the config describes, or leaves to the data."""
         from haljax.ace import ace_basis
 
         return ace_basis(**self.basis.model_dump())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import jax
 import numpy as np
 
+from haljax.ace import ACEBasis, GrowingBasis
 from haljax.bayes import require_x64
 from haljax.campaign import (
     Background,
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 MD_STARTS = 4  # start structures that reference dynamics of the test set sets out from, at each temperature
+GROWTH = 1.25  # factor of the number of structures after which a larger basis is tried
 _GUARDS = {status.name.lower() for status in GUARDS}
 MIN_HELD_OUT = 5  # labels below which the error bars are judged by the test set too
 
@@ -123,8 +125,7 @@ class HAL:
             [
                 f"run directory   {c.directory}",
                 f"reference       {c.reference.calculator or 'a calculator object'}, {c.reference.workers} at once",
-                f"basis           {'-'.join(basis.elements)}, order {basis.order}, degree {basis.max_degree}, "
-                f"cutoff {basis.cutoff:g} Å: {len(basis)} functions",
+                f"basis           {'-'.join(basis.elements)}, {basis.words()}",
                 f"start           {len(starts)} structures of {min(sizes)} to {max(sizes)} atoms, "
                 f"{unlabelled} to be labelled",
                 f"each iteration  {c.dynamics.replicas} replicas of at most {c.dynamics.n_steps} steps of "
@@ -216,10 +217,12 @@ class _Campaign(Ledger):
 
     Attributes
     ----------
+    growing : the basis that the labels choose; None where the config has it.
+    searched : number of structures at the last search for a basis.
     since : first iteration with the present ``[dynamics]``, which may be changed on resumption.
     """
 
-    since = 1
+    since, searched = 1, 0
     _dynamics: Mapping[str, Any] | None = None
 
     def __init__(
@@ -234,10 +237,10 @@ class _Campaign(Ledger):
     ) -> None:
         super().__init__(directory, journal, progress)
         self.config, self.oracle, self.starts, self.given_test = config, oracle, starts, given_test
-        self.basis = config.ace_basis()
+        basis = config.ace_basis()
+        self.growing = basis if isinstance(basis, GrowingBasis) else None
         self.levels = levels(config.dynamics)
         self.key = jax.random.key(config.seed)
-        self.room = room_for(self.basis, config.dynamics.skin, starts)
         self.outstanding: set[str] = set()  # labels that are on their way
         self.take: Callable[[], None] = lambda: None  # those that have arrived
         self.arrived = {"done": 0, "failed": 0}
@@ -269,7 +272,7 @@ class _Campaign(Ledger):
         if not self.iterations:
             self._finish_iteration(0, model, seconds, self._unlearned())
         for done in self.iterations[1:]:
-            model = self._learn(model, done["learned"])
+            model = self._learned_before(model, done)
         with self._labeller() as oracle:
             if isinstance(oracle, Background):
                 self._go_on_with(oracle)
@@ -427,7 +430,8 @@ class _Campaign(Ledger):
             dynamics = dynamics.model_copy(update={"tolerance": tolerance})
         last = max((i for i in self.requests if i >= self.since), default=None)
         level = next_level(None if last is None else self.requests[last], len(self.levels) - 1)
-        return Round(replace(model, table=None), dynamics, starts, key, self.room, self.levels[level])
+        room = room_for(model.basis, dynamics.skin, self.starts)
+        return Round(replace(model, table=None), dynamics, starts, key, room, self.levels[level])
 
     def _expected(self) -> list[Atoms]:
         """Chosen training structures that the model has not learned: their labels are on their way, or just came."""
@@ -525,7 +529,7 @@ class _Campaign(Ledger):
 
         c, jobs = self.config, {}
         if c.fit.e0 == "isolated":
-            for element in self.basis.elements:
+            for element in self.config.basis.elements:
                 atoms = Atoms(element, info={"config_type": "isolated_atom"})
                 jobs[f"isolated-{element}"] = ("isolated", "isolated", atoms)
         for i, atoms in enumerate(self.starts):
@@ -637,12 +641,35 @@ class _Campaign(Ledger):
                 f"{self.last_failure()}. Fix the reference calculator, then rerun with --resume."
             )
         isolated = [id for id in self.labels if id.startswith("isolated-")]
-        return fit(self.basis, [self.labels[id][1] for id in isolated + ids], **self.config.fit.model_dump())
+        basis = self._basis_of(self.iterations[0]) if self.iterations else self.config.ace_basis()
+        model = fit(basis, [self.labels[id][1] for id in isolated + ids], **self.config.fit.model_dump())
+        self.searched = len(model.structures)
+        return model
 
     def _learn(self, model: Model, ids: list[str]) -> Model:
-        """Refit with these labels too."""
+        """Refit with these labels too, from time to time with a larger basis, where they support it."""
         self.progress({"stage": "fit"})
-        return refit(model, [self.labels[id][1] for id in ids]) if ids else model
+        if not ids:
+            return model
+        new = [self.labels[id][1] for id in ids]
+        due = self.growing is not None and len(model.structures) + len(new) >= GROWTH * self.searched
+        model = refit(model, new, self.growing if due else None)
+        if due:
+            self.searched = len(model.structures)
+        return model
+
+    def _learned_before(self, model: Model, done: Mapping[str, Any]) -> Model:
+        """As `_learn` did in an iteration before the campaign was interrupted, without choosing a basis anew."""
+        new, basis = [self.labels[id][1] for id in done["learned"]], self._basis_of(done)
+        self.searched = done.get("basis", {}).get("searched", self.searched)
+        if basis != model.basis:
+            return fit(basis, [*model.structures, *new], **self.config.fit.model_dump())
+        return refit(model, new) if new else model
+
+    def _basis_of(self, done: Mapping[str, Any]) -> ACEBasis:
+        """The basis of an iteration; in journals of earlier versions, that of the config."""
+        given = done.get("basis", self.config.basis.model_dump())
+        return ACEBasis(self.config.basis.elements, *(given[name] for name in ("cutoff", "order", "max_degree")))
 
     def _finish_iteration(self, iteration: int, model: Model, seconds: dict[str, float], learned: list[str]) -> None:
         from haljax.report.hal import trajectory_picture
@@ -674,6 +701,13 @@ class _Campaign(Ledger):
             **explored,
             "errors": {group: _without_nan(values) for group, values in errors.items()},
             "leave_one_out": _without_nan(model.loo._asdict()),
+            "basis": {
+                "cutoff": model.basis.cutoff,
+                "order": model.basis.order,
+                "max_degree": model.basis.max_degree,
+                "functions": len(model.basis),
+                "searched": self.searched,
+            },
             "hyperparameters": {
                 "noise_precision": float(model.posterior.noise_precision),
                 "log_evidence": float(model.posterior.log_evidence),

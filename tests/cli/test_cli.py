@@ -114,6 +114,18 @@ def test_fit_is_that_of_the_library(folder):
     assert str(hx.evaluate(model, read(folder / "test.xyz", ":"))) in out
 
 
+def test_fit_with_a_basis_that_the_data_choose(folder, tmp_path, monkeypatch):
+    """Each step of the search is shown while it goes on."""
+    monkeypatch.setattr("haljax.ace.growth.LARGEST_SIZE", 100)
+    monkeypatch.setattr("haljax.ace.growth.FIRST_DEGREES", (5,))
+    result = haljax(
+        "fit", folder / "train.xyz", "-o", tmp_path / "m.npz", "--cutoff", 4, "--order", 2, "--max-degree", "auto"
+    )  # fmt: skip
+    model = hx.load(tmp_path / "m.npz")
+    assert model.basis.words() in result.stdout and model.basis.max_degree >= 5
+    assert "than order 2, degree 5" in result.stderr
+
+
 def test_fit_by_default_takes_the_defaults_of_the_library(folder, tmp_path, monkeypatch):
     def fit(basis, train, **settings):
         assert basis == hx.ace_basis(["Al", "Cu"]) and len(train) == 8 and settings == {}
@@ -191,6 +203,7 @@ def no_schema(path: Path, folder: Path) -> Path:
         (["fit", "train.xyz", "--e0", "Al=-3"], r"e0 lacks Cu"),
         (["fit", "train.xyz", "--e0", "isolated"], r"e0='isolated' needs .* Al, Cu"),
         (["fit", "train.xyz", "-o", "none/model.npz"], r"none/model.npz cannot be written"),
+        (["fit", "train.xyz", "--budget", "5"], r"a budget chooses among bases"),
         (["fit", "train.xyz", "--order", "0"], r"order and max_degree must be at least 1"),
         (["select", "model.npz", "pool.xyz", "-n", "99"], r"99"),
         (["update", "model.npz", "pool.xyz"], r"pool.xyz: structure 0 .* has no energy"),
@@ -221,6 +234,7 @@ def test_bad_input_is_one_clear_message(folder, tmp_path, monkeypatch, arguments
         ["fit", "a.xyz", "--solver", "ols"],
         ["select", "m", "p", "-n", "0"],
         ["fit", "a.xyz", "--e0", "ls"],
+        ["fit", "a.xyz", "--max-degree", "ten"],
     ],
 )
 def test_wrong_usage_exits_2(arguments):

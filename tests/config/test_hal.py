@@ -106,6 +106,12 @@ def test_the_basis_it_describes(data):
     assert HALConfig.load(put(data, "basis.max_degree", 5)).ace_basis() == ace_basis(["Al", "Cu"], max_degree=5)
 
 
+def test_a_basis_may_be_left_to_the_labels(data):
+    data = put(put(data, "basis.max_degree", "auto"), "basis.budget", 20)
+    assert HALConfig.load(data).ace_basis() == ace_basis(["Al", "Cu"], max_degree="auto", budget=20)
+    assert HALConfig.load(data).as_json()["basis"]["max_degree"] == "auto"
+
+
 def test_ramps_and_lists_are_dealt_out_to_the_replicas(data):
     config = HALConfig.load(put(data, "dynamics.temperature_K", [300, {"from": 300, "to": 900}]))
     temperature = config.dynamics.temperature_K
@@ -207,10 +213,12 @@ BAD = [
     ("basis.elements", [], ["basis.elements = []", "at least 1 item"]),
     ("basis.elements", "Al", ['basis.elements = "Al"', "list of the chemical symbols"]),
     ("basis.elements", ["Al", 29], ["basis.elements[1] = 29", "string"]),
-    ("basis.cutoff", -5.0, ["basis.cutoff = -5.0: should be greater than 0 (radius of an environment, Å)"]),
+    ("basis.cutoff", -5.0, ["basis.cutoff = -5.0: should be greater than 0 (radius of an environment, Å, or "]),
     ("basis.cutoff", float("inf"), ["basis.cutoff", "finite"]),
     ("basis.order", "3", ['basis.order = "3": should be a valid integer']),
     ("basis.max_degree", 2.5, ["basis.max_degree = 2.5", "integer"]),
+    ("basis.order", "automatic", ["basis.order = \"automatic\"", "integer", "'auto'"]),
+    ("basis.budget", 5.0, ["budget chooses among bases: set max_degree = 'auto'"]),
     ("fit.e0", "lstsq", ['fit.e0 = "lstsq": should be \'auto\', \'lsq\', \'isolated\' or a table of energies']),
     ("fit.e0", {"Al": -3.1}, ["fit: e0 lacks Cu"]),
     ("fit.e0", {"Al": -3.1, "Cu": -3.5, "Zn": -1}, ["fit: e0 names Zn", "(Al, Cu)"]),

@@ -618,20 +618,49 @@ def test_a_default_tolerance_follows_the_model(tmp_path, no_pictures):
 
 
 def test_a_run_directory_of_an_older_version_goes_on(whole, tmp_path, no_pictures):
-    """Its requests know neither boldness nor tolerance, its config no table `bolder`."""
+    """Its requests know neither boldness nor tolerance, its config neither `bolder` nor a budget."""
     folder, _ = whole
     (tmp_path / "run").mkdir()
-    new = ("found", "tolerance", "boldness")
+    new = ("found", "tolerance", "boldness", "basis")
     with open(tmp_path / "run" / "journal.jsonl", "w") as file:
         for record in read_journal(folder / "run" / "journal.jsonl"):
             if record["type"] in ("start", "resume"):
                 del record["config"]["dynamics"]["bolder"], record["config"]["labels"]["within_tolerance"]
+                del record["config"]["basis"]["budget"]
             kept = {k: v for k, v in record.items() if record["type"] == "label" or k not in new}
             file.write(json.dumps(kept) + "\n")
     test = {"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}}
     setup = config(tmp_path, test=test, start={"structures": str(folder / "start.xyz")})
     result = hx.HAL(setup, resume=True).run(max_iterations=3)
     assert "3 iterations done" in result.reason and [len(r["jobs"]) for r in records(tmp_path, "request")] == [2, 2, 2]
+
+
+def test_a_basis_grows_with_the_labels_and_a_resumed_campaign_has_the_same(tmp_path, no_pictures, monkeypatch):
+    """What was chosen stands in the journal: it is not chosen anew on resumption, when times may be others."""
+    monkeypatch.setattr("haljax.hal.campaign.GROWTH", 1.0)  # a search at each iteration
+    monkeypatch.setattr("haljax.ace.growth.FIRST_DEGREES", (3,))
+    monkeypatch.setattr("haljax.ace.growth.LARGEST_SIZE", 40)
+    auto = {"max_degree": "auto"}
+    folders = tmp_path / "whole", tmp_path / "parts"
+    for folder in folders:
+        folder.mkdir()
+    whole = hx.HAL(config(folders[0], basis=auto)).run()
+    chosen = [r["basis"] for r in records(folders[0], "iteration")]
+    degrees = [b["max_degree"] for b in chosen]  # from 3 to 4, the largest with at most 40 functions
+    assert degrees[0] <= degrees[1] <= degrees[2] == 4 and chosen[-1]["functions"] == len(whole.model.basis) == 40
+    assert [b["searched"] for b in chosen] == [4, *(len(whole.model.structures) - k for k in (1, 0))]
+
+    def interrupt(event):
+        if event["stage"] == "dynamics" and event["iteration"] == 2:
+            raise KeyboardInterrupt
+
+    setup = config(folders[1], basis=auto)
+    with pytest.raises(KeyboardInterrupt):
+        hx.HAL(setup, progress=interrupt).run()
+    parts = hx.HAL(setup, resume=True).run()
+    assert comparable(folders[1]) == comparable(folders[0])
+    assert [r["basis"] for r in records(folders[1], "iteration")] == chosen
+    np.testing.assert_array_equal(parts.model.posterior.mean, whole.model.posterior.mean)
 
 
 def test_overrides_of_one_structure(tmp_path, no_pictures):
