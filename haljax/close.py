@@ -23,6 +23,8 @@ Array = Any  # numpy or JAX
 POINTS = 200  # distances at which the energy of a dimer is looked at
 LABELS = 12  # distances with a force of the repulsion, for each pair
 FALL = 0.01  # eV by which an energy may fall before it is a hole
+COLLAPSE = 1.0  # eV by which the energy of a triplet may fall: bonds of three atoms may be shorter than in the data
+TRIPLETS, SCALES = 64, 40  # random triplets, and how many sizes of each are looked at
 ERRORS = (1.0, 0.3, 0.1, 0.03, 0.01)  # of these forces, relative to their size, tried in turn
 
 
@@ -61,6 +63,46 @@ def falls(basis: ACEBasis, coefficients: np.ndarray, radii: np.ndarray, shortest
         if fall > FALL:
             found[k] = fall
     return found
+
+
+def collapses(basis: ACEBasis, coefficients: np.ndarray, radii: np.ndarray, near: np.ndarray) -> dict[str, float]:
+    """Triplets of elements whose energy falls by more than `COLLAPSE` as they shrink: "Al-Cu-Cu" -> by how much, eV.
+
+    Random triplets of atoms are scaled from distances about the shortest of the data, ``near`` (Z, Z) Å, to a third of
+    them, where many-body terms join in. Triplets with a pair that falls by itself are left out: see `falls`.
+    """
+    pairs = {basis.pairs[k] for k in falls(basis, coefficients, radii, near)}
+    rng = np.random.default_rng(0)
+    z = rng.integers(0, basis.n_species, (TRIPLETS, 3))
+    angle, stretch = np.deg2rad(rng.uniform(40, 180, TRIPLETS)), rng.uniform(1, 1.15, (TRIPLETS, 2))
+    first, second = near[z[:, 0], z[:, 1]] * stretch[:, 0], near[z[:, 0], z[:, 2]] * stretch[:, 1]
+    positions = np.zeros((TRIPLETS, 3, 3))
+    positions[:, 1, 0] = first
+    positions[:, 2, 0], positions[:, 2, 1] = second * np.cos(angle), second * np.sin(angle)
+    arrays = jnp.asarray(radii), jnp.asarray(coefficients), jnp.asarray(z), jnp.asarray(positions)
+    energy = np.asarray(_shrunk(basis, *arrays))
+    found: dict[str, float] = {}
+    for species, fall in zip(z, np.max(np.maximum.accumulate(energy, axis=1) - energy, axis=1), strict=True):
+        i, j, k = sorted(species.tolist())
+        if fall > COLLAPSE and not pairs & {(i, j), (i, k), (j, k)}:
+            name = "-".join(basis.elements[z] for z in (i, j, k))
+            found[name] = max(float(fall), found.get(name, 0.0))
+    return found
+
+
+@partial(jax.jit, static_argnums=0)
+def _shrunk(basis: ACEBasis, radii: Array, coefficients: Array, z: Array, positions: Array) -> jax.Array:
+    """Energies (n, SCALES) eV of triplets, positions (n, 3, 3) Å, without E0, from their size down to a third of it."""
+    others = jnp.array([[1, 2], [0, 2], [0, 1]])
+
+    def one(scale: jax.Array, z: jax.Array, positions: jax.Array) -> jax.Array:
+        d = scale * (positions[others] - positions[:, None, :])
+        arguments = basis, d, z, z[others]
+        return core_energy(*arguments, radii) + coefficients @ descriptor(*arguments, radii)
+
+    scales = jnp.linspace(1.0, 0.35, SCALES)
+    along = jax.vmap(one, in_axes=(0, None, None))
+    return jax.lax.map(lambda triplet: along(scales, *triplet), (z, positions))
 
 
 def repulsion_rows(

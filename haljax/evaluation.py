@@ -8,7 +8,7 @@ selects is the model's part alone, ``potential(model).sigma``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -20,6 +20,7 @@ import numpy as np
 from haljax.ace import ACEBasis
 from haljax.ace.density import CHANNELS
 from haljax.bayes import calibration, coverage
+from haljax.close import collapses, falls
 from haljax.model import Model, errors_in_words
 from haljax.potentials import VOIGT, Parameters, features_of, parameters_of, total_energy
 from haljax.rows import ENERGY, FORCE, STRESS, all_rows, examples
@@ -106,7 +107,24 @@ def evaluate(model: Model, test: Sequence[Atoms]) -> ErrorTable:
         notes.append(
             f"{repeated} of {len(test)} test structures are in the training set: their errors are not test errors"
         )
+    notes += hole_words(_holes(model))
     return replace(table, note="\n".join(notes))
+
+
+def hole_words(found: Mapping[str, float]) -> list[str]:
+    """A line for each attractive hole: elements -> by how much, eV, their energy falls as they approach."""
+    return [
+        f"attractive hole: the energy of {name} falls by {fall:.2g} eV as the atoms come closer than in the data; give "
+        "the fit compressed structures, and keep dynamics away by dynamics.min_distance"
+        for name, fall in found.items()
+    ]
+
+
+def _holes(model: Model) -> dict[str, float]:
+    """Of pairs and of triplets of elements."""
+    given = model.basis, model.coefficients, model.radii, model.near
+    pairs = {"-".join(model.basis.elements[z] for z in model.basis.pairs[k]): fall for k, fall in falls(*given).items()}
+    return pairs | collapses(*given)
 
 
 def left_out_words(model: Model) -> str:

@@ -15,13 +15,14 @@ from haljax import bayes
 from haljax.ace import ACEBasis
 from haljax.bayes import Posterior, Statistics, accumulate, empty, one_blas_thread, seen_rows
 from haljax.bayes.leave_out import groups_of
-from haljax.bayes.prior import Family, learn
+from haljax.bayes.prior import Family, given, learn
 from haljax.close import ERRORS, falls, repulsion_rows
 from haljax.model import FitSettings, Model
 from haljax.one_body import isolated, prior_of_e0
 from haljax.rows import (
     ENERGY,
     FORCE,
+    Part,
     Table,
     Weights,
     all_features,
@@ -43,6 +44,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 NEAR = 0.97  # of the shortest distance in the data, below which the bias begins to fade
+# A structure whose force errors in the fit are more than so many times the median weighs less, in so many passes.
+DOUBT, PASSES, LEAST_JUDGES = 2.0, 3, 6
+LEAST_ERROR = 1e-3  # eV/Å, as good as labels get
 ABSURD = 30.0  # a structure is left out where its residual is so many times the median of all
 ABSURD_ENERGY, ABSURD_FORCE = 1.0, 5.0  # and above so many eV per atom, or so many times the rms force label
 
@@ -58,7 +62,7 @@ class _Data(NamedTuple):
     radii : (2, Z, Z) of the core. shortest : (Z, Z) shortest distances in the structures used, Å.
     """
 
-    table: Table
+    table: Table | Part
     used: list[int]
     centre: np.ndarray
     e0: np.ndarray
@@ -89,11 +93,23 @@ def fitted(basis: ACEBasis, settings: FitSettings, structures: list[Atoms], befo
     while True:
         kept = [k for k, i in enumerate(used) if i not in absurd]
         here = [used[k] for k in kept]
-        rows = table if not absurd else Table(block for k, block in enumerate(table) if k in set(kept))
         centre, e0 = prior_of_e0(basis.elements, settings.e0, structures, alone, here)
-        closest = shortest[here].min(axis=0)
+        closest, rows = shortest[here].min(axis=0), Part(table, kept, np.ones(len(kept)))
         data = _Data(rows, here, centre, e0, *statistics(rows, centre, len(basis)), radii, closest)
-        posterior, active, hyperparameters = _solve(basis, settings, data, before)
+        start = None if before is None else before.hyperparameters
+        posterior, active, hyperparameters = _solve(basis, settings, data, start)
+        trust = np.ones(len(kept))
+        if settings.solver == "auto":
+            for _ in range(PASSES):
+                doubts = _trust(rows, posterior)
+                if np.allclose(doubts, trust, rtol=0.1):
+                    break
+                trust, rows = doubts, Part(table, kept, doubts)
+                forces, others = statistics(rows, centre, len(basis))
+                data = data._replace(table=rows, forces=forces, others=others)
+                posterior, active, _ = _solve(basis, settings, data, hyperparameters, search=False)
+            if np.any(trust < 1):
+                posterior, active, hyperparameters = _solve(basis, settings, data, hyperparameters)
         groups = _groups(basis, radii, density, [structures[i] for i in here], [seen[i] for i in here])
         with one_blas_thread():
             residuals = residuals_left_out(rows, groups, posterior) if len(set(groups)) > 2 else []
@@ -126,6 +142,7 @@ def fitted(basis: ACEBasis, settings: FitSettings, structures: list[Atoms], befo
         density=density,
         structures=tuple(structures),
         ignored=ignored | absurd,
+        doubted={i: float(factor) for i, factor in zip(here, trust, strict=True) if factor < 1},
         hyperparameters=hyperparameters,
         loo=loo,
         n_structures=len(data.used) + len(alone),
@@ -156,7 +173,7 @@ def _table(
     return Table(blocks_of(basis, radii, density, weights, [structures[i] for i in used], [seen[i] for i in used]))
 
 
-def statistics(table: Table, centre: np.ndarray, M: int) -> tuple[Statistics, Statistics]:
+def statistics(table: Table | Part, centre: np.ndarray, M: int) -> tuple[Statistics, Statistics]:
     """Statistics of force rows and of the others, with the centre of E0 taken off the targets."""
     n = {kind: sum(int(np.sum((b.kind == FORCE) == kind)) for b in table) for kind in (True, False)}
     P = next(iter(table)).rows.shape[1]
@@ -182,16 +199,22 @@ def _few_sizes(stats: Statistics) -> Statistics:
 
 
 def _solve(
-    basis: ACEBasis, settings: FitSettings, data: _Data, before: Model | None
+    basis: ACEBasis, settings: FitSettings, data: _Data, start: np.ndarray | None, search: bool = True
 ) -> tuple[Posterior, np.ndarray, np.ndarray | None]:
-    """Joint posterior (M + Z) at maximum evidence, the mask of active functions (M,), hyperparameters of "auto"."""
+    """Joint posterior (M + Z) at maximum evidence, the mask of active functions (M,), hyperparameters of "auto".
+
+    The search for hyperparameters begins at ``start``, or is spared: then they are ``start``.
+    """
     M, z = len(basis), basis.n_species
     with one_blas_thread():
         joint = joined(data.forces, data.others, M + z)
         active, hyperparameters = np.ones(M, bool), None
         if settings.solver == "auto":
-            start = None if before is None else before.hyperparameters
-            learned = learn(joint, _family(basis), data.e0, start)
+            if search:
+                learned = learn(joint, _family(basis), data.e0, start)
+            else:
+                assert start is not None
+                learned = given(start, _family(basis))
             if not learned.converged and start is not None:
                 learned = learn(joint, _family(basis), data.e0)
             if not learned.converged and len(data.used) > 2:  # of fewer there is another warning
@@ -301,10 +324,31 @@ def _groups(
     return groups_of(names, means / np.where(size > 0, size, 1.0)).tolist()
 
 
+def _trust(table: Table | Part, posterior: Posterior) -> np.ndarray:
+    """Factor (S,) of the weights of each structure: below 1 where the basis represents its forces worse than others'.
+
+    The noise of such a structure is an error of the model, larger than that of the others; with one noise for all it
+    would spoil them. Errors of the fit rather than left out: those of the only structure of its kind are large left
+    out, and it must not be lost. The median is over structures with forces worth the name: perfect crystals have none.
+    """
+    mean = np.asarray(posterior.mean)
+    error, size = np.full((2, len(table)), np.nan)
+    for k, block in enumerate(table):
+        if np.any(own := block.kind == FORCE):
+            residual = block.targets[own] - block.rows[own, : len(mean)] @ mean
+            error[k] = np.sqrt(np.mean((residual / block.weight[own]) ** 2))
+            size[k] = np.sqrt(np.mean((block.targets[own] / block.weight[own]) ** 2))
+    judges = size > 0.2 * np.nanquantile(size, 0.9) if np.isfinite(size).any() else np.zeros(len(size), bool)
+    if np.sum(judges) < LEAST_JUDGES:
+        return np.ones(len(error))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.fmin(1.0, DOUBT * max(float(np.median(error[judges])), LEAST_ERROR) / error)
+
+
 def _absurd(
     structures: Sequence[Atoms],
     used: Sequence[int],
-    table: Table,
+    table: Table | Part,
     residuals: list[np.ndarray],
     fitted_e0: bool,
 ) -> tuple[int, str] | None:

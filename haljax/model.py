@@ -71,6 +71,7 @@ class Model:
     density : (channels, Z) reference densities of the functions of the density.
     structures : labelled structures that it learned from.
     ignored : index of a structure -> why the fit left it out.
+    doubted : index of a structure -> the factor of its weights, where its forces fit worse than others'.
     hyperparameters : of "auto", from which a refit starts.
     loo : errors on groups of structures left out.
     n_structures : how many structures it learned from.
@@ -90,6 +91,7 @@ class Model:
     density: np.ndarray
     structures: tuple[Atoms, ...] = ()
     ignored: Mapping[int, str] = field(default_factory=dict)
+    doubted: Mapping[int, float] = field(default_factory=dict)
     hyperparameters: np.ndarray | None = None
     loo: LeaveOneOut = LeaveOneOut()
     n_structures: int = 0
@@ -122,6 +124,8 @@ class Model:
         ]
         if self.loo.groups:
             parts.append(f"leave-one-out {errors_in_words(self.loo.energy, self.loo.force)}")
+        if self.doubted:
+            parts.append(f"{len(self.doubted)} structures weigh less")
         if self.ignored:
             parts.append(f"{len(self.ignored)} structures left out")
         return "; ".join(parts)
@@ -143,6 +147,7 @@ class Model:
             "force_calibration": self.force_calibration,
             "stress_calibration": self.stress_calibration,
             "ignored": {str(i): why for i, why in self.ignored.items()},
+            "doubted": {str(i): factor for i, factor in self.doubted.items()},
             "loo": [None if x != x else x for x in self.loo],  # JSON has no NaN
             "configurations": [_plain_info(atoms) for atoms in self.structures],
         }
@@ -212,6 +217,7 @@ def load(path: str | Path) -> Model:
         density=arrays["density"],
         structures=_unpacked(basis.elements, arrays, meta["configurations"]),
         ignored={int(i): why for i, why in meta["ignored"].items()},
+        doubted={int(i): factor for i, factor in meta.get("doubted", {}).items()},
         hyperparameters=arrays.get("hyperparameters"),
         loo=loo._replace(groups=int(loo.groups)),
         n_structures=meta["n_structures"],

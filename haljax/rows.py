@@ -132,13 +132,19 @@ class Weights(NamedTuple):
 class Block(NamedTuple):
     """Weighted rows (r, P) of one structure, their targets (r,), and of what kind they are (r,).
 
-    ``weight`` (r,) is what each row was multiplied by. Targets lack the energy of the core, not E0.
+    ``weight`` (r,) is what each row was multiplied by; ``share`` (r,) the part of it that is the structure's own: from
+    the weights that the user gave it, and from a fit that doubts it. Targets lack the energy of the core, not E0.
     """
 
     rows: np.ndarray
     targets: np.ndarray
     kind: np.ndarray
     weight: np.ndarray
+    share: np.ndarray
+
+    def times(self, factor: float) -> Block:
+        """The block with all weights multiplied."""
+        return Block(self.rows * factor, self.targets * factor, self.kind, self.weight * factor, self.share * factor)
 
 
 def weighted(
@@ -149,19 +155,14 @@ def weighted(
     rows = Rows(*map(np.asarray, all_rows(basis, system, neighbours, radii, density)))
     n = len(label.forces)
     virial = -label.stress * abs(np.linalg.det(system.cell)) - rows.core_virial
-    weight = np.concatenate(
-        [
-            [weights.energy * label.energy_weight / n],
-            (weights.force * label.force_weight).ravel(),
-            np.full(6, weights.stress * label.stress_weight / n),
-        ]
-    )
+    share = np.concatenate([[label.energy_weight], label.force_weight.ravel(), np.full(6, label.stress_weight)])
+    kind = np.repeat(np.arange(3, dtype=np.int8), (1, 3 * n, 6))
+    weight = share * np.array([weights.energy / n, weights.force, weights.stress / n])[kind]
     targets = np.concatenate([[label.energy - rows.core_energy], (label.forces - rows.core_forces[:n]).ravel(), virial])
     matrix = np.concatenate([rows.energy[None], rows.forces[:n].reshape(3 * n, -1), rows.virial])
-    kind = np.repeat(np.arange(3, dtype=np.int8), (1, 3 * n, 6))
     known = np.isfinite(targets) & (weight > 0)
     weight = weight[known]
-    return Block(matrix[known] * weight[:, None], targets[known] * weight, kind[known], weight)
+    return Block(matrix[known] * weight[:, None], targets[known] * weight, kind[known], weight, share[known])
 
 
 def examples(basis: ACEBasis, structures: Sequence[Atoms]) -> Iterator[tuple[System, Neighbours]]:
@@ -250,6 +251,21 @@ class Table:
             self._file.seek(start)
             rows = np.frombuffer(self._file.read(8 * shape[0] * shape[1])).reshape(shape)
             yield next(light)._replace(rows=rows)
+
+
+class Part:
+    """Some blocks of a table, all weights of each multiplied by its own factor."""
+
+    def __init__(self, table: Table, kept: Sequence[int], factors: np.ndarray) -> None:
+        self._table, self._factors = table, dict(zip(kept, factors.tolist(), strict=True))
+
+    def __len__(self) -> int:
+        return len(self._factors)
+
+    def __iter__(self) -> Iterator[Block]:
+        for k, block in enumerate(self._table):
+            if (factor := self._factors.get(k)) is not None:
+                yield block if factor == 1 else block.times(factor)
 
 
 def shortest_distances(basis: ACEBasis, seen: Sequence[tuple[System, Neighbours]]) -> np.ndarray:

@@ -27,7 +27,7 @@ import numpy as np
 from haljax.bayes.leave_out import left_out_residual, left_out_variance
 from haljax.bayes.posterior import Posterior
 from haljax.bayes.statistics import Statistics
-from haljax.rows import KINDS, Block, Table
+from haljax.rows import KINDS, Block, Part, Table
 
 WIDER = 2.0  # prior standard deviations, over those of the evidence
 JUDGES = 10  # groups that choose rho
@@ -93,14 +93,15 @@ def spread_factor(
 
 
 class _LeftOut(NamedTuple):
-    """Of all rows: residuals and model's variances left out, in weighted units, and kinds."""
+    """Of all rows: residuals and model's variances left out, in weighted units, kinds, shares of the weights."""
 
     residual: np.ndarray
     variance: np.ndarray
     kind: np.ndarray
+    share: np.ndarray
 
 
-def residuals_left_out(table: Table, groups: Sequence[int], posterior: Posterior) -> list[np.ndarray]:
+def residuals_left_out(table: Table | Part, groups: Sequence[int], posterior: Posterior) -> list[np.ndarray]:
     """Weighted residuals (r,) of each structure under the mean of a fit without its group."""
     factor, mean = np.asarray(posterior.factor), np.asarray(posterior.mean)
     root = np.sqrt(float(posterior.noise_precision))
@@ -116,7 +117,7 @@ def residuals_left_out(table: Table, groups: Sequence[int], posterior: Posterior
     return [found[i] for i in range(len(groups))]
 
 
-def _grouped(table: Table, groups: Sequence[int]):
+def _grouped(table: Table | Part, groups: Sequence[int]):
     """The members of each group with their numbers of rows, and its rows as one block."""
     waiting: dict[int, list[tuple[int, Block]]] = {}
     left = np.bincount(groups)
@@ -130,7 +131,7 @@ def _grouped(table: Table, groups: Sequence[int]):
 
 
 def make_spread(
-    table: Table,
+    table: Table | Part,
     groups: Sequence[int],
     forces: Statistics,
     others: Statistics,
@@ -186,7 +187,7 @@ def _spread(factor, precision, scale, noise, weights) -> Spread:
 
 
 def _variances(
-    table: Table,
+    table: Table | Part,
     groups: Sequence[int],
     factor: np.ndarray,
     precision: np.ndarray,
@@ -194,13 +195,14 @@ def _variances(
     judges: Collection[int] | None = None,
 ) -> _LeftOut:
     """Of all groups, or of these alone."""
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    parts: list[tuple[np.ndarray, ...]] = []
     for members, block in _grouped(table, groups):
         if judges is not None and groups[members[0][0]] not in judges:
             continue
         root = np.sqrt(precision)[block.kind]
         variance = left_out_variance(root[:, None] * (block.rows @ factor))
-        parts.append((np.concatenate([residuals[i] for i, _ in members]), variance / root**2, block.kind))
+        residual = np.concatenate([residuals[i] for i, _ in members])
+        parts.append((residual, variance / root**2, block.kind, block.share))
     return _LeftOut(*(np.concatenate(values) for values in zip(*parts, strict=True)))
 
 
@@ -255,7 +257,7 @@ def _summary(
             ratios.append(np.nan)
             continue
         square = found.residual[own] ** 2
-        errors.append(float(np.sqrt(square.mean())) / weights[kind])
+        errors.append(float(np.sqrt(np.mean(square / found.share[own] ** 2))) / weights[kind])
         ratios.append(float(np.sqrt(np.mean(square / (scale[kind] ** 2 * found.variance[own] + noise[kind] ** 2)))))
     fields: dict[str, Any] = dict(zip(LeaveOneOut._fields, [*errors, *ratios, n_groups], strict=True))
     return LeaveOneOut(**fields)

@@ -20,7 +20,7 @@ from haljax.potentials import n_features
 from haljax.rows import CORE_MARGIN, FORCE, Weights, all_rows, blocks_of, design_rows, examples
 from haljax.spread import WIDER
 from haljax.structures import from_atoms, with_labels
-from haljax.training import SMOOTHNESS, _update, features, informed
+from haljax.training import ENERGY_WEIGHT, SMOOTHNESS, _update, features, informed
 
 E0 = {"Al": -3.0, "Cu": 1.5}
 MOLECULE = Atoms("AlCuAl", [[0, 0, 0], [2.5, 0.1, 0], [0.3, 2.4, 0.2]])
@@ -136,9 +136,9 @@ def test_the_posterior_is_that_of_the_rows(basis, tiny_data, solver):
         energy = np.concatenate([r.energy, counts])
         without = np.zeros((3 * n + 6, 2))  # E0 has no derivative
         slopes = np.concatenate([10 * r.forces[:n].reshape(3 * n, -1), 30 / n * r.virial])
-        rows += [300 / n * energy[None], np.concatenate([slopes, without], axis=1)]
+        rows += [ENERGY_WEIGHT / n * energy[None], np.concatenate([slopes, without], axis=1)]
         targets += [
-            [300 / n * (atoms.get_potential_energy() - r.core_energy)],
+            [ENERGY_WEIGHT / n * (atoms.get_potential_energy() - r.core_energy)],
             10 * (atoms.get_forces() - r.core_forces[:n]).ravel(),
             30 / n * (-atoms.get_stress() * atoms.get_volume() - r.core_virial),
         ]
@@ -163,7 +163,7 @@ def test_the_posterior_is_that_of_the_rows(basis, tiny_data, solver):
 def test_the_spread_is_that_of_tempered_rows(basis, tiny_data, tiny_model):
     """Rows of the density besides, forces at a lower precision, prior three times as wide: by normal equations."""
     model, M, P = tiny_model, len(basis), n_features(basis)
-    blocks = list(blocks_of(basis, model.radii, model.density, Weights(300.0, 10.0, 30.0), tiny_data))
+    blocks = list(blocks_of(basis, model.radii, model.density, Weights(ENERGY_WEIGHT, 10.0, 30.0), tiny_data))
     psi, kind = np.concatenate([b.rows for b in blocks]), np.concatenate([b.kind for b in blocks])
     precision, alpha = np.asarray(model.spread.precision), float(model.posterior.noise_precision)
     assert model.spread.factor.shape == (P, P) and psi.shape == (8 * 19, P)
@@ -302,7 +302,7 @@ def test_e0_by_least_squares(basis, alloy):
     forces_only = with_labels(alloy(2, (1, 1, 1)), forces=np.zeros((4, 3)))
     for e0 in ("auto", "lsq"):
         model = hx.fit(basis, [*cells, forces_only], e0=e0)
-        np.testing.assert_allclose(model.e0, [-3.0, 1.5], rtol=1e-8)  # QR of rows of weight 300
+        np.testing.assert_allclose(model.e0, [-3.0, 1.5], rtol=1e-8)  # QR of rows of large weight
 
 
 def energies_of_single_atoms(model):
@@ -451,14 +451,16 @@ def test_weights_of_structures_multiply_those_of_the_fit(basis, tiny_data):
         atoms.calc = source.calc
         atoms.info.update(energy_weight=2.0, force_weight=4.0, stress_weight=2.0)
         atoms.arrays["force_weight"] = np.full((4, 3), 0.5)
-    weights = {"energy_weight": 600.0, "force_weight": 20.0, "stress_weight": 60.0}
+    weights = {"energy_weight": 2 * ENERGY_WEIGHT, "force_weight": 20.0, "stress_weight": 60.0}
     for solver, rtol in (("brr", 1e-7), ("auto", 1e-4)):
         assert_same_fit(hx.fit(basis, heavy, solver=solver), hx.fit(basis, tiny_data, solver=solver, **weights), rtol)
 
 
 @pytest.mark.parametrize("solver", ["auto", "brr"])
 def test_only_ratios_of_weights_matter(basis, tiny_data, tiny_model, solver):
-    double = hx.fit(basis, tiny_data, energy_weight=600.0, force_weight=20.0, stress_weight=60.0, solver=solver)
+    double = hx.fit(
+        basis, tiny_data, energy_weight=2 * ENERGY_WEIGHT, force_weight=20.0, stress_weight=60.0, solver=solver
+    )
     single = hx.fit(basis, tiny_data, solver=solver)
     # To the hyper-priors of "brr", of weight 1e-6; to where the search of "auto" ends.
     rtol = 1e-4 if solver == "brr" else 1e-3
@@ -730,7 +732,7 @@ def test_select_is_greedy_by_conditional_variance(tiny_model, alloy):
     pool = [alloy(i, (1, 1, 1)) for i in range(50, 58)] + [alloy(50, (1, 1, 1)) * (4, 1, 1), MOLECULE]
     factor = np.asarray(tiny_model.spread.factor)
     covariance = factor @ factor.T
-    rows = features(tiny_model, pool) * np.array([300 / len(atoms) for atoms in pool])[:, None]
+    rows = features(tiny_model, pool) * np.array([ENERGY_WEIGHT / len(atoms) for atoms in pool])[:, None]
     expected = []
     for _ in range(4):
         variance = np.einsum("im,mn,in->i", rows, covariance, rows)
@@ -746,7 +748,7 @@ def test_select_is_greedy_by_conditional_variance(tiny_model, alloy):
     # The features are those of potential.sigma.
     system = from_atoms(pool[-1], tiny_model.basis.elements)
     sigma = hx.potential(tiny_model).sigma(jnp.asarray(MOLECULE.positions), species=system.species[:3])
-    np.testing.assert_allclose(np.linalg.norm(rows[-1] @ factor) / 100, sigma, rtol=1e-8)
+    np.testing.assert_allclose(np.linalg.norm(rows[-1] @ factor) / (ENERGY_WEIGHT / 3), sigma, rtol=1e-8)
 
 
 def test_select_leaves_copies_for_last(tiny_model, alloy):

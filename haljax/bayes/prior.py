@@ -54,6 +54,13 @@ class Learned(NamedTuple):
     converged: bool
 
 
+def given(hyperparameters: np.ndarray, family: Family) -> Learned:
+    """Noise and prior standard deviations of hyperparameters that are known; without evidence."""
+    orders = int(family.order.max())
+    noise, std = _unpacked(jnp.asarray(hyperparameters), jax.tree.map(jnp.asarray, family), orders)
+    return Learned(hyperparameters, float(jnp.exp(noise)), np.asarray(std), 0.0, True)
+
+
 def learn(stats: Statistics, family: Family, fixed: np.ndarray, start: np.ndarray | None = None) -> Learned:
     """Noise and prior standard deviations at maximum evidence; on the host, not inside jit.
 

@@ -243,7 +243,7 @@ Factor = Annotated[float, Field(ge=1)]
 class Bolder(Table):
     """``bolder`` in ``[dynamics]``: largest factors by which exploration grows bolder while it finds nothing."""
 
-    temperature: Factor = 1.5
+    temperature: Factor = 1.25
     """largest factor of temperature_K; 1 leaves it as it is"""
     tau_rel: Factor = 1.0
     """largest factor of tau_rel; 1 leaves it as it is, since a stronger bias makes dynamics fail first"""
@@ -278,8 +278,8 @@ class Dynamics(Table):
     committee: Annotated[int, Field(ge=2)] = 8
     """members that judge the forces"""
     bolder: Bolder = Bolder()
-    """largest factors { temperature = 1.5, tau_rel = 1, n_steps = 2 } of bolder exploration: first higher temperatures,
-    then a stronger bias, then longer runs, while no replica meets the tolerance or a guard"""
+    """largest factors { temperature = 1.25, tau_rel = 1, n_steps = 2 } of bolder exploration: first higher
+    temperatures, then a stronger bias, then longer runs, while no replica meets the tolerance or a guard"""
     tau_history: Count = 100
     """steps over which the strength of the bias is averaged"""
     tau_delay: Annotated[int, Field(ge=0)] | None = None

@@ -291,33 +291,24 @@ class Dimer(NamedTuple):
 
 def dimers(model: Model, train: Sequence[Atoms]) -> list[Dimer]:
     """Dimer curves of every element pair, from 0.3 of the sum of the covalent radii to the cutoff."""
-    import jax
     import jax.numpy as jnp
 
-    from haljax.ace import core_energy, descriptor
     from haljax.ace.basis import CORE_OUTER
+    from haljax.close import dimer
 
     basis = model.basis
     seen = _shortest(basis.numbers, basis.cutoff, train)
     radii = jnp.asarray(model.radii)
-
-    @jax.jit
-    def energies(r: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        def one(r: jax.Array) -> tuple[jax.Array, jax.Array]:
-            along = jnp.stack([r, -r])[:, None, None] * jnp.array([1.0, 0.0, 0.0])[None, None, :]
-            dimer = basis, along, z, z[::-1, None]
-            return core_energy(*dimer, radii), jnp.asarray(model.coefficients) @ descriptor(*dimer, radii)
-
-        return jax.vmap(one)(r)
 
     curves = []
     for a, b in basis.pairs:
         inner, outer = (float(radius[a, b]) for radius in model.radii)
         covalent = float(basis.core_radii[1][a, b] / CORE_OUTER)
         r = np.linspace(0.3 * covalent, basis.cutoff, 500)
-        core, fitted = energies(jnp.asarray(r), jnp.array([a, b]))
+        core, functions = dimer(basis, radii, jnp.array([a, b]), jnp.asarray(r))
+        fitted = np.asarray(functions) @ model.coefficients
         name = f"{basis.elements[a]}–{basis.elements[b]}"
-        curves.append(Dimer(name, r, np.asarray(core), np.asarray(fitted), (inner, outer), seen[a, b], covalent))
+        curves.append(Dimer(name, r, np.asarray(core), fitted, (inner, outer), seen[a, b], covalent))
     return curves
 
 
@@ -383,22 +374,26 @@ def _dimer_picture(curves: Sequence[Dimer]) -> Figure:
 
 
 def _learning_picture(records: Sequence[Mapping[str, Any]]) -> Figure:
-    """Errors on the test set against the number of labels, by group."""
+    """Errors on the test set, by group, and on structures left out of the fit, against the number of labels."""
     labels = [record["labels"] for record in records]
     groups = list(dict.fromkeys(group for record in records for group in record["errors"]))
     groups.sort(key="total".__eq__)  # last, so that it lies on top
     figure = canvas(9, 3.3)
     for ax, what, unit in zip(figure.subplots(1, 2), ("energy", "force"), ("meV/atom", "eV/Å"), strict=True):
-        tidy(ax, "labels", f"{what} RMSE on the test set ({unit})")
+        tidy(ax, "labels", f"{what} RMSE ({unit})")
         ax.set_yscale("log")
-        ends = {}
+        factor = 1e3 if what == "energy" else 1.0
+        left_out = [factor * number(r.get("leave_one_out", {}).get(what)) for r in records]
+        lines = {"left out": (np.array(left_out), FAINT, "s--", 1.2)}
         for k, group in enumerate(groups):
             values = np.array([number(r["errors"].get(group, {}).get(f"{what}_rmse")) for r in records])
-            if not (values > 0).any():
-                continue
             colour, width = (INK, 2.0) if group == "total" else (COLOURS[k % len(COLOURS)], 1.2)
-            ax.plot(labels, values, "o-", color=colour, markersize=3.5, linewidth=width)
-            ends[group] = (float(values[values > 0][-1]), colour)
+            lines[group] = values, colour, "o-", width
+        ends = {}
+        for name, (values, colour, style, width) in lines.items():
+            if (values > 0).any():
+                ax.plot(labels, values, style, color=colour, markersize=3.5, linewidth=width)
+                ends[name] = (float(values[values > 0][-1]), colour)
         ax.xaxis.get_major_locator().set_params(integer=True)
         if not ends:
             continue
@@ -407,9 +402,9 @@ def _learning_picture(records: Sequence[Mapping[str, Any]]) -> Figure:
         log_ticks(ax.yaxis)
         bottom, top = np.log(ax.get_ylim())
         heights = [(np.log(y) - bottom) / (top - bottom) for y, _ in ends.values()]
-        for height, (group, (_, colour)) in zip(_spread(heights, 0.065), ends.items(), strict=True):
-            bold = "bold" if group == "total" else "normal"
-            note(ax, 1.02, height, group, colour, va="center", fontweight=bold)
+        for height, (name, (_, colour)) in zip(_spread(heights, 0.065), ends.items(), strict=True):
+            bold = "bold" if name == "total" else "normal"
+            note(ax, 1.02, height, name, colour, va="center", fontweight=bold)
     return figure
 
 
@@ -472,22 +467,25 @@ def _model_sections(
     iterations: Sequence[dict[str, Any]],
     calibration: Mapping[str, Any] | None,
 ) -> list[Section]:
-    from haljax.evaluation import Calibration, predict
+    from haljax.close import collapses
+    from haljax.evaluation import Calibration, hole_words, predict
     from haljax.hal.reference import decode
     from haljax.model import load
 
     sections: list[Section] = []
-    tested = [record for record in iterations if record["errors"]]
+    judged = [r for r in iterations if r["errors"] or r.get("leave_one_out", {}).get("groups")]
 
     def add(name: str, title: str, caption: str, make: Callable[[], Figure], warnings: Sequence[str] = ()) -> None:
         sections.append(section(pictures, name, title, caption, make, *warnings))
 
-    if tested:
+    if judged:
         add(
             "learning",
             "Error against labels",
-            "Errors on the independent test set after each fit.",
-            lambda: _learning_picture(tested),
+            "Errors after each fit: on the independent test set, where there is one, and on training structures left "
+            "out of the fit (dashed), structures of one iteration together. Structures are chosen where the model is "
+            "unsure, so that those left out are harder than the test set.",
+            lambda: _learning_picture(judged),
         )
     if calibration:
         add(
@@ -533,7 +531,8 @@ def _model_sections(
         "fitted pair part and their sum. Between the core radii (shaded) the core hands over to the fit. The "
         "energy axis is linear about zero and logarithmic beyond.",
         lambda: _dimer_picture(curves),
-        [_hole_warning(curve, hole) for curve in curves if (hole := curve.hole())],
+        [_hole_warning(curve, hole) for curve in curves if (hole := curve.hole())]
+        + hole_words(collapses(model.basis, model.coefficients, model.radii, model.near)),
     )
     add(
         "coefficients",

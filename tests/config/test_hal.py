@@ -84,7 +84,7 @@ def test_minimal_config_and_the_defaults(folder):
     assert dynamics == {
         "replicas": 8, "pressure_GPa": None, "tau_rel": 0.2, "n_steps": 2000, "timestep_fs": 1.0,
         "friction_per_fs": 0.01, "tolerance": None, "epsilon": 0.2, "criterion": "max", "committee": 8,
-        "bolder": {"temperature": 1.5, "tau_rel": 1.0, "n_steps": 2.0},
+        "bolder": {"temperature": 1.25, "tau_rel": 1.0, "n_steps": 2.0},
         "tau_history": 100, "tau_delay": None, "check_interval": 10, "cell_interval": 10,
         "cell_fixed_shape": False, "cell_step": 0.01, "swap_interval": 0, "skin": 0.5, "min_distance": 0.6,
         "max_force": 20.0, "max_temperature_K": 5000.0, "max_pressure_GPa": 50.0, "precision": "float64",
