@@ -28,7 +28,6 @@ from haljax.rows import (
     all_features,
     blocks_of,
     examples,
-    in_threads,
     radii_from,
     reference_densities,
     shortest_distances,
@@ -110,7 +109,7 @@ def fitted(basis: ACEBasis, settings: FitSettings, structures: list[Atoms], befo
                 posterior, active, _ = _solve(basis, settings, data, hyperparameters, search=False)
             if np.any(trust < 1):
                 posterior, active, hyperparameters = _solve(basis, settings, data, hyperparameters)
-        groups = _groups(basis, radii, density, [structures[i] for i in here], [seen[i] for i in here])
+        groups = _groups(basis, radii, density, [structures[i] for i in here], [seen[i] for i in here], rows)
         with one_blas_thread():
             residuals = residuals_left_out(rows, groups, posterior) if len(set(groups)) > 2 else []
         fitted_e0 = not isinstance(settings.e0, Mapping)
@@ -314,12 +313,17 @@ def _groups(
     density: np.ndarray,
     structures: Sequence[Atoms],
     seen: Sequence[tuple[System, Neighbours]],
+    table: Table | Part,
 ) -> list[int]:
-    """Which structures are left out together."""
+    """Which structures are left out together; their features are rows of the table, where they have an energy."""
     names = [str(atoms.info["group"]) if "group" in atoms.info else None for atoms in structures]
     arrays = jnp.asarray(radii), jnp.asarray(density)
-    found = list(in_threads(lambda example: np.asarray(all_features(basis, *example, *arrays)), seen))
-    means = np.stack(found)[:, : len(basis)] / np.array([[len(atoms)] for atoms in structures])
+    found = []
+    for example, block in zip(seen, table, strict=True):
+        own = np.flatnonzero(block.kind == ENERGY)
+        row = block.rows[own[0]] / block.weight[own[0]] if len(own) else all_features(basis, *example, *arrays)
+        found.append(np.asarray(row)[: len(basis)])
+    means = np.stack(found) / np.array([[len(atoms)] for atoms in structures])
     size = np.abs(means).max(axis=0)
     return groups_of(names, means / np.where(size > 0, size, 1.0)).tolist()
 

@@ -76,12 +76,13 @@ def grown(growing: GrowingBasis, settings: FitSettings, structures: list[Atoms],
 def error(model: Model) -> float:
     """One number for the leave-one-out errors of a model, in arbitrary units; NaN where there are none.
 
-    Mostly the forces, of which there are many: errors of a dozen energies are too noisy to choose by.
+    Mostly the forces, of which there are many: errors of a dozen energies are too noisy to choose by. Mean absolute
+    errors, so that few structures unlike the others do not decide.
     """
-    loo = model.loo
-    if not np.isfinite(loo.force):
-        return loo.energy
-    return loo.force * (loo.energy**ENERGY_SHARE if loo.energy > 0 else 1.0)
+    energy, force = model.loo.energy_mae, model.loo.force_mae
+    if not np.isfinite(force):
+        return energy
+    return force * (energy**ENERGY_SHARE if energy > 0 else 1.0)
 
 
 def cost(basis: ACEBasis, atoms: Atoms) -> float:

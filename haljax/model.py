@@ -203,7 +203,7 @@ def load(path: str | Path) -> Model:
         return kind(**{name: jnp.asarray(arrays[f"{prefix}_{name}"]) for name in kind._fields})
 
     spread = Spread(jnp.asarray(arrays["spread_factor"]), *(arrays[f"spread_{k}"] for k in Spread._fields[1:]))
-    known: dict[str, Any] = dict(zip(LeaveOneOut._fields, meta["loo"], strict=True))
+    known: dict[str, Any] = dict(zip(LeaveOneOut._fields, meta["loo"], strict=False))  # files may lack the last
     known = {name: np.nan if value is None else value for name, value in known.items()}
     loo = LeaveOneOut(**known)
     return Model(

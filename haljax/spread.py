@@ -61,6 +61,7 @@ class LeaveOneOut(NamedTuple):
     energy, force, stress : RMSE in eV per atom, eV/Å and eV per atom (virial); NaN where there are no such labels.
     energy_z, force_z, stress_z : rms of error over predicted standard deviation; near 1 by construction.
     groups : how many were left out in turn; 0 where there were fewer than three, and no errors.
+    energy_mae, force_mae : mean absolute errors, in which few structures unlike the others weigh less.
     """
 
     energy: float = np.nan
@@ -70,6 +71,8 @@ class LeaveOneOut(NamedTuple):
     force_z: float = np.nan
     stress_z: float = np.nan
     groups: int = 0
+    energy_mae: float = np.nan
+    force_mae: float = np.nan
 
 
 @partial(jax.jit, static_argnames="m")
@@ -249,15 +252,17 @@ def _calibrated(found: _LeftOut, noise: float, n_structures: int) -> tuple[np.nd
 def _summary(
     found: _LeftOut, scale: np.ndarray, noise: np.ndarray, weights: Sequence[float], n_groups: int
 ) -> LeaveOneOut:
-    errors, ratios = [], []
+    rmse, z, mae = np.full((3, len(KINDS)), np.nan)
     for kind in range(len(KINDS)):
         own = found.kind == kind
         if not own.any() or not weights[kind]:
-            errors.append(np.nan)
-            ratios.append(np.nan)
             continue
-        square = found.residual[own] ** 2
-        errors.append(float(np.sqrt(np.mean(square / found.share[own] ** 2))) / weights[kind])
-        ratios.append(float(np.sqrt(np.mean(square / (scale[kind] ** 2 * found.variance[own] + noise[kind] ** 2)))))
-    fields: dict[str, Any] = dict(zip(LeaveOneOut._fields, [*errors, *ratios, n_groups], strict=True))
+        residual = found.residual[own]
+        expected = np.sqrt(scale[kind] ** 2 * found.variance[own] + noise[kind] ** 2)
+        z[kind] = np.sqrt(np.mean((residual / expected) ** 2))
+        error = np.abs(residual) / (found.share[own] * weights[kind])
+        rmse[kind], mae[kind] = np.sqrt(np.mean(error**2)), np.mean(error)
+    fields: dict[str, Any] = dict(
+        zip(LeaveOneOut._fields, [*rmse.tolist(), *z.tolist(), n_groups, *mae[:2].tolist()], strict=True)
+    )
     return LeaveOneOut(**fields)

@@ -11,18 +11,21 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.scipy.linalg import solve_triangular
+from scipy.linalg import lapack
+from scipy.optimize import minimize
 
 from haljax.bayes.statistics import Statistics
 
 DECAY_UNIT = 5.0
 DECAY = (4.5, 0.4), (3.0, 0.7)  # mean and standard deviation of p_1, and of p_o of the higher orders
 ANGULAR = (0.0, 1.0)  # of w
-START_ANGULAR = 1.0
+# Where the search begins, and how far a hyperparameter is expected from there: those of alloys, silicon and molecules.
+START_NOISE, START_SCALE, START_DECAY, START_ANGULAR = -0.5, (3.0, 1.0, -1.0, -1.5), (4.2, 3.4, 3.0, 3.0), 1.2
+STEP_SCALE, STEP_DECAY, STEP_ANGULAR = 0.3, 0.5, 0.3
 SCALE = (-12.0, 8.0)  # s_o
+HOPELESS = 1e12  # where the evidence is not finite
+PRECISION = 1e-8  # of the evidence, where the search ends
 NOISE = (-6.0, 6.0)  # log of the noise, in units of the weighted rows
 
 
@@ -56,9 +59,8 @@ class Learned(NamedTuple):
 
 def given(hyperparameters: np.ndarray, family: Family) -> Learned:
     """Noise and prior standard deviations of hyperparameters that are known; without evidence."""
-    orders = int(family.order.max())
-    noise, std = _unpacked(jnp.asarray(hyperparameters), jax.tree.map(jnp.asarray, family), orders)
-    return Learned(hyperparameters, float(jnp.exp(noise)), np.asarray(std), 0.0, True)
+    noise, log_std = _unpacked(hyperparameters, family)
+    return Learned(hyperparameters, float(np.exp(noise)), np.exp(log_std), 0.0, True)
 
 
 def learn(stats: Statistics, family: Family, fixed: np.ndarray, start: np.ndarray | None = None) -> Learned:
@@ -69,100 +71,109 @@ def learn(stats: Statistics, family: Family, fixed: np.ndarray, start: np.ndarra
     stats : of M + Z columns. fixed : (Z, Z) factor of the prior covariance of the last Z columns (those of E0).
     start : hyperparameters to begin with, those of an earlier fit of like data.
     """
-    from scipy.optimize import minimize
-
     orders = int(family.order.max())
     if start is None or len(start) != 2 + 2 * orders:
-        decays = [DECAY[0][0]] + [DECAY[1][0]] * (orders - 1)
-        start = np.array([0.0] + [0.0] * orders + decays + [START_ANGULAR])
-    arrays = jax.tree.map(jnp.asarray, family)
-    gram, b = _gram(stats, jnp.asarray(fixed), len(family.order))
+        begin = [_extended(values, orders) for values in (START_SCALE, START_DECAY)]
+        start = np.array([START_NOISE, *begin[0], *begin[1], START_ANGULAR])
+    # In units in which the search's first step is of a sensible size; the noise is known to 1 over the root of 2 n.
+    unit = np.array(
+        [3 / np.sqrt(2 * max(float(stats.n), 2.0))] + [STEP_SCALE] * orders + [STEP_DECAY] * orders + [STEP_ANGULAR]
+    )
+    data = _data(stats, fixed)
 
-    def objective(x: np.ndarray) -> tuple[float, np.ndarray]:
-        value, slope = _objective(jnp.asarray(x), gram, b, stats, arrays, orders)
-        value, slope = float(value), np.asarray(slope, float)
+    def objective(y: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = negative_evidence(start + unit * y, data, family)
         if not np.isfinite(value) or not np.isfinite(slope).all():
-            return 1e12, np.zeros_like(x)  # the search steps back
-        return value, slope
+            return HOPELESS, np.zeros_like(y)  # the search steps back
+        return value, unit * slope
 
-    bounds = [NOISE, *[SCALE] * orders, *[(0.5, 9.0)] * orders, (-1.0, 5.0)]
-    found = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=bounds, options={"maxiter": 100})
-    noise, std = _unpacked(jnp.asarray(found.x), arrays, orders)
+    bounds = np.array([NOISE, *[SCALE] * orders, *[(0.5, 9.0)] * orders, (-1.0, 5.0)])
+    start = np.clip(start, *bounds.T)
+    found = minimize(
+        objective, np.zeros_like(start), jac=True, method="L-BFGS-B",
+        bounds=(bounds - start[:, None]) / unit[:, None], options={"maxiter": 100, "ftol": PRECISION},
+    )  # fmt: skip
     # Near the maximum rounding may stop the line search first: a slope below one nat a unit is as good.
-    flat = found.status == 0 or float(np.abs(found.jac).max()) < 1.0
-    converged = bool(found.fun < 1e12) and flat
-    return Learned(
-        found.x, float(jnp.exp(noise)), np.asarray(std), -float(found.fun) if found.fun < 1e12 else -np.inf, converged
+    flat = found.status == 0 or float(np.abs(found.jac / unit).max()) < 1.0
+    reached = found.fun < HOPELESS
+    return given(start + unit * found.x, family)._replace(
+        log_evidence=-float(found.fun) if reached else -np.inf, converged=bool(reached and flat)
     )
 
 
-@jax.jit
-def _gram(stats: Statistics, fixed: jax.Array, m: int) -> tuple[jax.Array, jax.Array]:
-    """R^T R and R^T z in columns of unit prior covariance for E0, so that all prior variances are diagonal."""
-    size = len(fixed)
-    R = jnp.concatenate([stats.R[:, : stats.R.shape[1] - size], stats.R[:, stats.R.shape[1] - size :] @ fixed], axis=1)
-    return R.T @ R, R.T @ stats.z
+def _extended(values: tuple[float, ...], orders: int) -> list[float]:
+    """The last value serves for all orders beyond."""
+    return [values[min(k, len(values) - 1)] for k in range(orders)]
 
 
-def _unpacked(x: jax.Array, family: Family, orders: int) -> tuple[jax.Array, jax.Array]:
-    """Log noise () and prior standard deviations (M,)."""
+class Data(NamedTuple):
+    """Gram matrix (K, K), Psi^T y (K,), y^T y and the number of rows, of columns with diagonal prior covariances."""
+
+    gram: np.ndarray
+    b: np.ndarray
+    square: float
+    n: float
+
+
+def _data(stats: Statistics, fixed: np.ndarray) -> Data:
+    """With columns of unit prior covariance for E0."""
+    R, z, m = np.array(stats.R), np.asarray(stats.z), stats.R.shape[1] - len(fixed)
+    R[:, m:] = R[:, m:] @ fixed
+    return Data(R.T @ R, R.T @ z, float(z @ z + stats.rss), float(stats.n))
+
+
+def negative_evidence(x: np.ndarray, data: Data, family: Family) -> tuple[float, np.ndarray]:
+    """Less the log evidence of hyperparameters, with the hyper-priors' terms, and its slopes."""
+    orders = int(family.order.max())
+    decay, w = x[1 + orders : 1 + 2 * orders], x[-1]
+    noise, log_std = _unpacked(x, family)
+    value, slopes, of_noise = log_evidence(np.append(log_std, np.zeros(len(data.b) - len(log_std))), noise, data)
+    own, slopes = family.order - 1, slopes[: len(log_std)]
+    rough = (family.n + w * family.l) / DECAY_UNIT
+    slope = np.concatenate(
+        [
+            [of_noise],
+            np.bincount(own, slopes, orders),
+            np.bincount(own, -rough * slopes, orders),
+            [-np.sum(decay[own] * family.l * slopes) / DECAY_UNIT],
+        ]
+    )
+    centre = np.array([DECAY[0][0]] + [DECAY[1][0]] * (orders - 1) + [ANGULAR[0]])
+    width = np.array([DECAY[0][1]] + [DECAY[1][1]] * (orders - 1) + [ANGULAR[1]])
+    off = (x[1 + orders :] - centre) / width
+    slope[1 + orders :] -= off / width
+    return float(0.5 * off @ off - value), -slope
+
+
+def _unpacked(x: np.ndarray, family: Family) -> tuple[float, np.ndarray]:
+    """Log noise and log prior standard deviations (M,)."""
+    orders = int(family.order.max())
     scale, decay, w = x[1 : 1 + orders], x[1 + orders : 1 + 2 * orders], x[-1]
     own = family.order - 1
-    return x[0], jnp.exp(scale[own] - decay[own] * (family.n + w * family.l) / DECAY_UNIT)
+    return float(x[0]), scale[own] - decay[own] * (family.n + w * family.l) / DECAY_UNIT
 
 
-def _penalty(x: jax.Array, orders: int) -> jax.Array:
-    decay, w = x[1 + orders : 1 + 2 * orders], x[-1]
-    first = ((decay[0] - DECAY[0][0]) / DECAY[0][1]) ** 2
-    others = jnp.sum(((decay[1:] - DECAY[1][0]) / DECAY[1][1]) ** 2)
-    return 0.5 * (first + others + ((w - ANGULAR[0]) / ANGULAR[1]) ** 2)
-
-
-def _negative(x: jax.Array, gram: jax.Array, b: jax.Array, stats: Statistics, family: Family, orders: int) -> jax.Array:
-    noise, std = _unpacked(x, family, orders)
-    std = jnp.concatenate([std, jnp.ones(len(b) - len(std))])
-    evidence = _log_evidence(jnp.log(std), noise, gram, b, jnp.sum(stats.z**2) + stats.rss, stats.n.astype(b.dtype))
-    return _penalty(x, orders) - evidence
-
-
-@jax.custom_vjp
-def _log_evidence(
-    log_std: jax.Array, log_noise: jax.Array, gram: jax.Array, b: jax.Array, square: jax.Array, n: jax.Array
-) -> jax.Array:
-    """log N(y; 0, noise^2 + Psi diag(std^2) Psi^T) from Gram matrix, Psi^T y and y^T y.
+def log_evidence(log_std: np.ndarray, log_noise: float, data: Data) -> tuple[float, np.ndarray, float]:
+    """log N(y; 0, noise^2 + Psi diag(std^2) Psi^T), and its slopes by log_std (K,) and by log_noise.
 
     Formed in whitened coordinates, where rounding is small against the unit matrix that is added; the posterior
     itself is found by QR.
     """
-    return _evidence_and_slopes(log_std, log_noise, gram, b, square, n)[0]
-
-
-def _evidence_and_slopes(log_std, log_noise, gram, b, square, n):
-    std, alpha = jnp.exp(log_std), jnp.exp(-2 * log_noise)
-    whitened = alpha * std[:, None] * gram * std[None, :]
-    h = alpha * std * b
-    factor = jnp.linalg.cholesky(jnp.eye(len(b)) + whitened)
-    inverse = solve_triangular(factor, jnp.eye(len(b)), lower=True)
+    std, alpha = np.exp(log_std), np.exp(-2 * log_noise)
+    whitened = alpha * std[:, None] * data.gram * std[None, :]
+    h = alpha * std * data.b
+    factor, failed = lapack.dpotrf(whitened + np.eye(len(h)), lower=1)
+    if failed:
+        return -np.inf, np.zeros_like(h), 0.0
+    inverse, _ = lapack.dtrtri(factor, lower=1)
     mean = inverse.T @ (inverse @ h)
-    diagonal = jnp.sum(inverse**2, axis=0)
+    diagonal = np.einsum("ij,ij->j", inverse, inverse)
     value = 0.5 * (
-        -n * (2 * log_noise + jnp.log(2 * jnp.pi)) - 2 * jnp.sum(jnp.log(jnp.diag(factor))) - alpha * square + h @ mean
+        -data.n * (2 * log_noise + np.log(2 * np.pi))
+        - 2 * np.sum(np.log(np.diag(factor)))
+        - alpha * data.square
+        + h @ mean
     )
     # At the mean: squared errors alpha |y - Psi c|^2 and the number of coefficients that the data determine.
-    gamma = jnp.sum(1 - diagonal)
-    misfit = alpha * square - 2 * h @ mean + mean @ (whitened @ mean)
-    return value, mean**2 + diagonal - 1, -n + misfit + gamma
-
-
-def _forward(log_std, log_noise, gram, b, square, n):
-    value, slope, noise_slope = _evidence_and_slopes(log_std, log_noise, gram, b, square, n)
-    return value, (slope, noise_slope, gram, b, square, n)
-
-
-def _backward(saved, cotangent):
-    slope, noise_slope, *data = saved
-    return cotangent * slope, cotangent * noise_slope, *map(jnp.zeros_like, data)
-
-
-_log_evidence.defvjp(_forward, _backward)
-_objective = jax.jit(jax.value_and_grad(_negative), static_argnums=5)
+    misfit = alpha * data.square - 2 * h @ mean + mean @ (whitened @ mean)
+    return float(value), mean**2 + diagonal - 1, float(-data.n + misfit + np.sum(1 - diagonal))
