@@ -1,7 +1,7 @@
 """Test errors after fits to few structures, beside ace-jax: alloys by EMT, Si, Ge, acetylacetone, a campaign's labels.
 
-    python benchmarks/small_data.py [--only KIND ...] [--sizes 12 40] [--draws 5] [--before ROWS.jsonl]
-        [--peer-python PATH] [--peer-cache FILE] [--no-peer]
+    python benchmarks/small_data.py [--only KIND ...] [--sizes 12 40] [--draws 5] [--grow]
+        [--before ROWS.jsonl] [--peer-python PATH] [--peer-cache FILE] [--no-peer]
 
 haljax fits with no options and with ``solver="brr"``, ace-jax in its default and with ``--noise shared``, to the same
 structures and labels at the same cutoff: once at the same order and degree, once at the degree that brings its number
@@ -42,6 +42,7 @@ MEASURES = ("energy_rmse_meV", "force_rmse_eV_per_A")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
+    parser.add_argument("--grow", action="store_true", help="fit a basis of max_degree='auto' too")
     parser.add_argument("--before", type=Path, help="rows that an earlier version of haljax printed")
     options = parser.parse_args()
     before = _earlier_rows(options.before) if options.before else {}
@@ -60,6 +61,14 @@ def main() -> None:
                 brr = _errors(fit(case, basis, train, solver="brr"), case)
                 for code, found in (("haljax", mine), ("haljax (brr)", brr)):
                     row("small_data", **about, draw=draw, code=code, functions=len(basis), **found)
+                if options.grow:
+                    grown = fit(case, hx.ace_basis(case.elements, case.cutoff, case.order, "auto"), train)
+                    errors = _errors(grown, case)
+                    row(
+                        "small_data", **about, draw=draw, code="haljax (max_degree auto)",
+                        functions=len(grown.basis), degree=grown.basis.max_degree, **errors,
+                    )  # fmt: skip
+                    pairs["haljax at the case's degree (max_degree auto)"].append(_ratios(errors, [mine]))
                 pairs["brr"].append(_ratios(mine, [brr]))
                 if (key := (case.name, size, draw)) in before:
                     pairs["before"].append(_ratios(mine, [before[key]]))
@@ -97,7 +106,7 @@ def sizes(case: sets.Case, wanted: list[int] | None) -> list[int]:
     return [s for s in case.sizes if not wanted or s in wanted]
 
 
-def fit(case: sets.Case, basis: hx.ACEBasis, train: list[Atoms], **options: str) -> hx.Model:
+def fit(case: sets.Case, basis: hx.ACEBasis | hx.GrowingBasis, train: list[Atoms], **options: str) -> hx.Model:
     """haljax's fit without options, but for the energies of isolated atoms where the data has them."""
     isolated = sets.isolated_atoms(case)
     if isolated:

@@ -83,7 +83,8 @@ def reference():
     for atoms in cells:
         copy = Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=True)
         copy.calc = hx.Calculator(truth)
-        labelled.append(with_labels(copy, copy.get_potential_energy(), copy.get_forces(), copy.get_stress()))
+        forces = copy.get_forces() + 3e-3 * rng.standard_normal((4, 3))  # a floor that no basis goes below
+        labelled.append(with_labels(copy, copy.get_potential_energy(), forces, copy.get_stress()))
     return truth, labelled
 
 
@@ -93,7 +94,7 @@ def chosen(reference):
 
 
 def test_it_grows_as_far_as_the_reference_and_no_further(chosen, reference):
-    """Errors left out fall by orders of magnitude at the reference's own degree, which no smaller basis reaches."""
+    """At the reference's own degree errors left out fall to the noise of the labels, which no smaller basis reaches."""
     assert chosen.basis.max_degree in (7, 8)
     smaller = hx.fit(hx.ace_basis(("Cu",), 4.0, 2, 6), reference[1])
     assert chosen.loo.force < 0.3 * smaller.loo.force

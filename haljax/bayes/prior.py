@@ -79,10 +79,12 @@ def learn(stats: Statistics, family: Family, fixed: np.ndarray, start: np.ndarra
     unit = np.array(
         [3 / np.sqrt(2 * max(float(stats.n), 2.0))] + [STEP_SCALE] * orders + [STEP_DECAY] * orders + [STEP_ANGULAR]
     )
-    data = _data(stats, fixed)
+    with np.errstate(over="ignore", invalid="ignore"):
+        data = _data(stats, fixed)
 
     def objective(y: np.ndarray) -> tuple[float, np.ndarray]:
-        value, slope = negative_evidence(start + unit * y, data, family)
+        with np.errstate(over="ignore", invalid="ignore"):  # of extreme labels
+            value, slope = negative_evidence(start + unit * y, data, family)
         if not np.isfinite(value) or not np.isfinite(slope).all():
             return HOPELESS, np.zeros_like(y)  # the search steps back
         return value, unit * slope

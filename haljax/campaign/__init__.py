@@ -6,7 +6,13 @@ Knows neither atoms nor lattices: payloads, labels and configs are plain JSON-ab
 from __future__ import annotations
 
 from haljax.campaign.background import Background
-from haljax.campaign.directory import CampaignExists, CampaignMismatch, clear_disk_errors, open_campaign
+from haljax.campaign.directory import (
+    CampaignExists,
+    CampaignMismatch,
+    clear_disk_errors,
+    open_campaign,
+    recorded_config,
+)
 from haljax.campaign.journal import Journal, JournalError, read_journal, write_atomic
 from haljax.campaign.ledger import Ledger
 from haljax.campaign.oracle import Oracle, OracleError, Outcome
@@ -27,6 +33,7 @@ __all__ = [
     "clear_disk_errors",
     "open_campaign",
     "read_journal",
+    "recorded_config",
     "timed",
     "why_stop",
     "write_atomic",

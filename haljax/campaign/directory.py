@@ -13,7 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from haljax.campaign.journal import Journal, JournalError, encode, sync_directory
+from haljax.campaign.journal import Journal, JournalError, encode, read_journal, sync_directory
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +99,16 @@ def open_campaign(
     except BaseException:
         journal.close()
         raise
+
+
+def recorded_config(directory: str | os.PathLike[str]) -> Mapping[str, Any] | None:
+    """The config that the campaign in a directory ran with last; None where there is no campaign."""
+    journal = Path(directory) / JOURNAL_NAME
+    records = read_journal(journal) if journal.exists() else []
+    configs = [
+        record["config"] for record in records if record.get("type") in ("start", "resume") and "config" in record
+    ]
+    return configs[-1] if configs else None
 
 
 @contextmanager

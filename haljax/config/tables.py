@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import textwrap
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args, get_origin
@@ -23,6 +24,8 @@ from pydantic import (
     ValidationError,
     ValidationInfo,
 )
+
+log = logging.getLogger(__name__)
 
 
 class ConfigError(ValueError):
@@ -90,6 +93,25 @@ class Config(Table):
         """Plain data with every default filled in, and paths as given, so that a folder may be moved."""
         return self.model_dump(mode="json", context=self._given)
 
+    def continued(self, recorded: Mapping[str, Any], may_change: Collection[str] = ()) -> Self:
+        """The config of a campaign that is resumed: keys that are not set keep the values it was begun with.
+
+        So a run directory of an earlier version goes on with the defaults of that version.
+
+        Parameters
+        ----------
+        recorded : `as_json` of the config that the campaign ran with last.
+        may_change : dotted keys, or tables of keys, of which the present defaults are taken.
+        """
+        kept: list[str] = []
+        data = _with_recorded(self, recorded, tuple(f"{key}." for key in may_change), "", kept)
+        if not kept:
+            return self
+        log.warning("the campaign goes on with what it was begun with, not the present defaults: %s", ", ".join(kept))
+        config = type(self).model_validate_json(json.dumps(data), context={"calculator_given": True})
+        config._given.update(self._given)
+        return config
+
     @classmethod
     def load(cls, source: str | Path | Mapping[str, Any], **context: Any) -> Self:
         """Read and validate a config.
@@ -124,6 +146,23 @@ class Config(Table):
             raise ConfigError(f"{name}: {count} correction\n" + textwrap.indent("\n".join(lines), "  ")) from None
         config._given.update(given)
         return config
+
+
+def _with_recorded(
+    table: Table, recorded: Mapping[str, Any], free: tuple[str, ...], path: str, kept: list[str]
+) -> dict[str, Any]:
+    """Plain data of a table with recorded values in place of defaults, each of which is added to ``kept``."""
+    data = table.model_dump(mode="json")
+    for name, value in data.items():
+        key, own = f"{path}{name}", getattr(table, name)
+        if name not in recorded or f"{key}.".startswith(free):
+            continue
+        if isinstance(own, Table) and isinstance(recorded[name], Mapping):
+            data[name] = _with_recorded(own, recorded[name], free, f"{key}.", kept)
+        elif name not in table.model_fields_set and value != recorded[name]:
+            data[name] = recorded[name]
+            kept.append(f"{key} = {shown(recorded[name])}")
+    return data
 
 
 def corrections(table: type[BaseModel], error: ValidationError) -> list[str]:

@@ -23,6 +23,7 @@ from haljax.campaign import (
     Progress,
     clear_disk_errors,
     open_campaign,
+    recorded_config,
     timed,
     why_stop,
 )
@@ -125,6 +126,8 @@ class FreeEnergy:
         ValueError : the test file does not fit the order parameters, or is at temperatures that are not sampled.
         """
         require_x64()
+        if self._resume and (recorded := recorded_config(self.config.directory)) is not None:
+            self.config = self.config.continued(recorded, MAY_CHANGE_FREE_ENERGY)
         c, known = self.config, problem(self.config)
         stop = c.stop.model_dump()
         stop |= {k: v for k, v in (("max_labels", max_labels), ("max_iterations", max_iterations)) if v is not None}

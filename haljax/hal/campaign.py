@@ -27,6 +27,7 @@ from haljax.campaign import (
     Progress,
     clear_disk_errors,
     open_campaign,
+    recorded_config,
     timed,
     why_stop,
     write_atomic,
@@ -163,6 +164,8 @@ class HAL:
         return result
 
     def _lead(self, max_labels: int | None, max_iterations: int | None) -> Result:
+        if self._resume and (recorded := recorded_config(self.config.directory)) is not None:
+            self.config = self.config.continued(recorded, MAY_CHANGE)
         starts, test = self._starts(), self._test()
         stop = self.config.stop.model_dump()
         stop |= {k: v for k, v in (("max_labels", max_labels), ("max_iterations", max_iterations)) if v is not None}

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from haljax.ace.basis import ace_basis
+from haljax.ace import ace_basis
 from haljax.ace.features import pair_functions, radial_functions
 from haljax.ace.radial import agnesi, polynomials, product_expansion, smooth_step
 

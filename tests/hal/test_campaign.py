@@ -315,7 +315,9 @@ def test_the_screen_shows_what_a_campaign_tells(whole, events):
             console.print(screen.render())
     shown = re.sub(r"\s+", " ", console.file.getvalue())
     assert re.search(r"\d +(finished|uncertain) +\d+/40 +0\.\d{3} +\d+ +-?\d+\.\d\d", shown), shown
-    assert re.search(r"iteration 2: \d+ labels; .*f .*test RMSE .*dynamics \d+ \+ select \d+ \+ label", shown), shown
+    assert re.search(
+        r"iteration 2: \d+ labels, 40 functions; .*f .*test RMSE .*dynamics \d+ \+ select \d+ \+ label", shown
+    ), shown
 
 
 def test_a_finished_run_is_not_overwritten_but_extended(whole, tmp_path, no_pictures):
@@ -661,6 +663,29 @@ def test_a_basis_grows_with_the_labels_and_a_resumed_campaign_has_the_same(tmp_p
     assert comparable(folders[1]) == comparable(folders[0])
     assert [r["basis"] for r in records(folders[1], "iteration")] == chosen
     np.testing.assert_array_equal(parts.model.posterior.mean, whole.model.posterior.mean)
+
+
+def test_a_run_directory_goes_on_with_the_defaults_it_was_begun_with(whole, tmp_path, no_pictures, caplog):
+    """Those of an earlier version, where the config does not set the key; what it sets must agree."""
+    folder, _ = whole
+    (tmp_path / "run").mkdir()
+    with open(tmp_path / "run" / "journal.jsonl", "w") as file:
+        for record in read_journal(folder / "run" / "journal.jsonl"):
+            if record["type"] == "start":
+                record["config"]["fit"] |= {"solver": "brr", "energy_weight": 300.0, "e0": "lsq"}
+                record["config"]["dynamics"]["epsilon"] = 0.1
+            file.write(json.dumps(record) + "\n")
+            if record["type"] == "iteration":
+                break
+    test = {"reference_md": {"temperature_K": [300], "frames": 4, "interval": 5, "burn_in": 5}}
+    setup = config(tmp_path, test=test, start={"structures": str(folder / "start.xyz")})
+    run = hx.HAL(setup, resume=True)
+    result = run.run()
+    assert result.model.settings.solver == "brr" and result.model.settings.energy_weight == 300
+    assert run.config.dynamics.epsilon == 0.2  # [dynamics] may change
+    assert 'fit.e0 = "lsq"' in caplog.text and 'fit.solver = "brr"' in caplog.text and "epsilon" not in caplog.text
+    with pytest.raises(CampaignMismatch, match='fit.solver: was "brr", now "ard"'):
+        hx.HAL(setup | {"fit": {"solver": "ard"}}, resume=True).run()
 
 
 def test_overrides_of_one_structure(tmp_path, no_pictures):
