@@ -44,12 +44,18 @@ def test_round_trip_is_exact(tiny_model, tmp_path, tiny_data):
         force_calibration=np.float64(0.3),
         stress_calibration=0.7,
         ignored={2: "an isolated atom", 5: "Al-Cu at 0.80 Å"},
+        doubted={3: 0.25},
     )
     model.save(tmp_path / "model.npz")
     back = hx.load(tmp_path / "model.npz")
     assert back.basis == model.basis and back.settings == model.settings and back.n_structures == 8
     assert (back.energy_calibration, back.force_calibration, back.stress_calibration) == (1.1, 0.3, 0.7)
-    assert back.ignored == model.ignored and back.loo == model.loo and back.loo.groups == 8
+    assert (
+        back.ignored == model.ignored
+        and back.doubted == model.doubted
+        and back.loo == model.loo
+        and back.loo.groups == 8
+    )
     assert back.choice == model.choice
     assert isinstance(back.posterior.mean, jax.Array)
     arrays = ("active", "radii", "density", "hyperparameters", "coefficients", "e0")

@@ -665,6 +665,23 @@ def test_good_structures_are_not_absurd(basis, crystals, alloy, caplog):
     assert not model.ignored and not caplog.messages
 
 
+def test_a_structure_that_fits_worse_than_the_others_weighs_less(basis, crystals):
+    """Forces wrong by half an eV/Å, not absurd: the fit is nearly that without it, and says so."""
+    train, test = crystals
+    rng = np.random.default_rng(0)
+    results = {k: np.array(v) for k, v in train[7].calc.results.items()}
+    wrong = results.pop("forces") + 0.5 * rng.standard_normal((4, 3))
+    bad = with_labels(train[7], float(results["energy"]), wrong, results["stress"])
+    model = hx.fit(basis, [*train[:7], bad, *train[8:]])
+    assert not model.ignored and model.doubted[7] < 0.2 and min(model.doubted, key=model.doubted.get) == 7
+    assert f"{len(model.doubted)} structures weigh less" in model.choice
+    without, plain = hx.fit(basis, [*train[:7], *train[8:]]), hx.fit(basis, train[:7] + [bad] + train[8:], solver="brr")
+    a, b, c = (hx.evaluate(m, test)["total"]["force_rmse"] for m in (model, without, plain))
+    assert a < 1.1 * b and a < c and not plain.doubted
+    # Its error left out counts in full: half an eV/Å of one structure in eighteen.
+    assert model.loo.force == pytest.approx(np.hypot(without.loo.force, 0.5 / np.sqrt(18)), rel=0.3)
+
+
 # Leaving structures out
 
 
@@ -688,6 +705,7 @@ def test_leave_one_out_errors_are_those_of_fits_without_each_group(basis, tiny_d
     copy.calc = EMT()
     train.append(with_labels(copy, copy.get_potential_energy(), copy.get_forces(), copy.get_stress()))
     monkeypatch.setattr(fitting, "falls", lambda *_: {})  # else each may be held up by a repulsion of its own
+    monkeypatch.setattr(fitting, "_trust", lambda table, posterior: np.ones(len(table)))  # or doubt other structures
     model = hx.fit(basis, train, e0=E0)
     groups = [(0, 1), (2, 3, 4), (5, 8), (6,), (7,)]
     assert model.loo.groups == 5
