@@ -139,7 +139,7 @@ def _words(model: Model) -> str:
 
 @contextmanager
 def _silenced() -> Iterator[list[logging.LogRecord]]:
-    """Keep what fits log instead of passing it on: only that of the fit that is chosen matters."""
+    """Collect what fits log and print nothing: the caller prints the messages of the fit that it chooses."""
     kept: list[logging.LogRecord] = []
 
     def keep(record: logging.LogRecord) -> bool:

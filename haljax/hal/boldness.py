@@ -84,20 +84,14 @@ def emboldened(dynamics: Dynamics, boldness: Boldness) -> Dynamics:
 
 
 def _scaled(value: Schedule, factor: float, most: float = math.inf) -> Schedule:
-    if isinstance(value, Ramp):
-        return Ramp(_number(value.start, factor, most), _number(value.end, factor, most))
-    if isinstance(value, tuple):
-        return tuple(
-            _number(v, factor, most)
-            if not isinstance(v, Ramp)
-            else Ramp(_number(v.start, factor, most), _number(v.end, factor, most))
-            for v in value
-        )
-    return _number(value, factor, most)
+    def one(value: float | Ramp) -> float | Ramp:
+        if isinstance(value, Ramp):
+            return Ramp(*(min(v * factor, max(v, most)) for v in value))
+        return min(value * factor, max(value, most))
 
-
-def _number(value: float, factor: float, most: float) -> float:
-    return min(value * factor, max(value, most))
+    if isinstance(value, tuple) and not isinstance(value, Ramp):
+        return tuple(map(one, value))
+    return one(value)
 
 
 def _any(value: Schedule) -> bool:
