@@ -88,7 +88,10 @@ def fitted(basis: ACEBasis, settings: FitSettings, structures: list[Atoms], befo
         raise ValueError(
             "there is nothing to fit: every structure is an isolated atom or has atoms closer than the core allows"
         )
-    density = reference_densities(basis, [seen[i] for i in used]) if before is None else before.density
+    if before is not None and np.any(before.density):
+        density = before.density
+    else:  # files of an earlier version have none
+        density = reference_densities(basis, [seen[i] for i in used])
     table = _table(basis, settings, structures, seen, used, radii, density, before)
     absurd: dict[int, str] = {}
     while True:

@@ -193,6 +193,8 @@ def load(path: str | Path) -> Model:
     basis = ace_basis(**meta["basis"])
     if version == 1:
         meta, arrays = _from_version_1(basis, meta, arrays)
+    elif "near" not in arrays:
+        arrays |= _of_other_densities(basis, arrays)
     if len(basis) != len(arrays["active"]):
         raise ValueError(
             f"{path} holds {len(arrays['active'])} coefficients, but its basis has {len(basis)} "
@@ -255,6 +257,19 @@ def _from_version_1(
     e0 = dict(zip(basis.elements, arrays["e0"].tolist(), strict=True))
     added = {"stress_calibration": 1.0, "ignored": {}, "loo": [None] * 6 + [0], "configurations": []}
     return meta | added | {"settings": settings | {"e0": e0}}, arrays | joint | _data_arrays(())
+
+
+def _of_other_densities(basis: ACEBasis, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """What replaces arrays of the first files of schema 2: their functions of the density were others.
+
+    The standard deviations go without such functions until a refit, which makes those of the present version.
+    """
+    joint = len(basis) + basis.n_species
+    return {
+        "spread_factor": arrays["spread_factor"][:joint],
+        "density": np.zeros((len(CHANNELS), basis.n_species)),
+        "near": 1.15 * arrays["radii"][1],
+    }
 
 
 def _plain_info(atoms: Atoms) -> dict[str, str]:
