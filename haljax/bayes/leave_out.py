@@ -49,8 +49,8 @@ def _root(square: np.ndarray) -> np.ndarray:
         return np.linalg.cholesky(matrix)
     except np.linalg.LinAlgError:
         values, vectors = np.linalg.eigh(matrix)
-        root = np.linalg.qr((vectors * np.sqrt(np.maximum(values, SINGULAR))).T, mode="r").T
-        return root * np.sign(np.diag(root))[None, :]
+        _, upper = np.linalg.qr((vectors * np.sqrt(np.maximum(values, SINGULAR))).T)
+        return (upper * np.sign(np.diag(upper))[:, None]).T
 
 
 def _solved(root: np.ndarray, right: np.ndarray) -> np.ndarray:
