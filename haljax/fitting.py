@@ -47,6 +47,7 @@ NEAR = 0.97  # of the shortest distance in the data, below which the bias begins
 # Measured: a campaign's labels up to melts and vapour (45, order 3, degree 9), test errors 0.0113 eV/Å with a factor of
 # 2, 0.0104 with 1.5 and 0.0095 with 1; but with 1 those of silicon and germanium rise by 1 to 14 %.
 DOUBT, PASSES, LEAST_JUDGES = 1.5, 3, 6
+STEADY = 0.25  # a smaller change of these weights is not worth another pass: rattled alloys differ by as much
 LEAST_ERROR = 1e-3  # eV/Å, as good as labels get
 ABSURD = 30.0  # a structure is left out where its residual is so many times the median of all
 ABSURD_ENERGY, ABSURD_FORCE = 1.0, 5.0  # and above so many eV per atom, or so many times the rms force label
@@ -106,7 +107,7 @@ def fitted(basis: ACEBasis, settings: FitSettings, structures: list[Atoms], befo
         if settings.solver == "auto":
             for _ in range(PASSES):
                 doubts = _trust(rows, posterior)
-                if np.allclose(doubts, trust, rtol=0.1):
+                if np.allclose(doubts, trust, rtol=STEADY):
                     break
                 trust, rows = doubts, Part(table, kept, doubts)
                 forces, others = statistics(rows, centre, len(basis))

@@ -22,6 +22,7 @@ from haljax.ace import (
     core_energy,
     densities,
     density_features,
+    density_gradient,
     descriptor,
     descriptor_gradient,
     mean_densities,
@@ -87,22 +88,14 @@ def all_rows(basis: ACEBasis, system: System, neighbours: Neighbours, radii: Arr
     """As `design_rows` with all P columns: the basis, the counts of the elements, the functions of the density."""
     rows = design_rows(basis, system, neighbours, radii)
     species = jnp.asarray(system.species)
-
-    def smooth(positions, strain):
-        d, z_j = vectors(system._replace(positions=positions), neighbours, 2 * basis.cutoff, strain)
-        return density_features(basis, density, d, species, z_j)
-
-    start = jnp.asarray(system.positions), jnp.zeros((3, 3), rows.energy.dtype)
-    value, pull = jax.vjp(smooth, *start)
-    gradient, tension = jax.lax.map(pull, jnp.eye(len(value), dtype=value.dtype))
-    n, z = len(species), basis.n_species
+    d, z_j = vectors(system, neighbours, 2 * basis.cutoff)
+    value, gradient, tension = density_gradient(basis, density, d, species, z_j, jnp.asarray(neighbours.index))
+    n, z, dtype = len(species), basis.n_species, value.dtype
     return rows._replace(
-        energy=jnp.concatenate([rows.energy, counts(basis, species, value.dtype), value]),
-        forces=jnp.concatenate(
-            [rows.forces, jnp.zeros((n, 3, z), value.dtype), -jnp.moveaxis(gradient, 0, -1)], axis=-1
-        ),
+        energy=jnp.concatenate([rows.energy, counts(basis, species, dtype), value]),
+        forces=jnp.concatenate([rows.forces, jnp.zeros((n, 3, z), dtype), -gradient], axis=-1),
         virial=jnp.concatenate(
-            [rows.virial, jnp.zeros((6, z), value.dtype), -jax.vmap(_voigt, out_axes=1)(tension)], axis=-1
+            [rows.virial, jnp.zeros((6, z), dtype), -jax.vmap(_voigt, in_axes=2, out_axes=1)(tension)], axis=-1
         ),
     )
 

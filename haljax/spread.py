@@ -27,7 +27,7 @@ import numpy as np
 from haljax.bayes.leave_out import left_out_residual, left_out_variance
 from haljax.bayes.posterior import Posterior
 from haljax.bayes.statistics import Statistics
-from haljax.rows import KINDS, Block, Part, Table
+from haljax.rows import KINDS, Block, Part, Table, in_threads
 
 WIDER = 2.0  # prior standard deviations, over those of the evidence
 JUDGES = 10  # groups that choose rho
@@ -109,14 +109,17 @@ def residuals_left_out(table: Table | Part, groups: Sequence[int], posterior: Po
     factor, mean = np.asarray(posterior.factor), np.asarray(posterior.mean)
     root = np.sqrt(float(posterior.noise_precision))
     columns = len(mean)
-    found: dict[int, np.ndarray] = {}
-    for members, block in _grouped(table, groups):
+
+    def left_out(group: tuple[list[tuple[int, int]], Block]) -> dict[int, np.ndarray]:
+        members, block = group
         rows = block.rows[:, :columns]
-        residual = left_out_residual(root * (rows @ factor), root * (block.targets - rows @ mean))
-        start = 0
-        for i, size in members:
-            found[i] = residual[start : start + size] / root
-            start += size
+        residual = left_out_residual(root * (rows @ factor), root * (block.targets - rows @ mean)) / root
+        ends = np.cumsum([size for _, size in members])
+        return {i: part for (i, _), part in zip(members, np.split(residual, ends[:-1]), strict=True)}
+
+    found: dict[int, np.ndarray] = {}
+    for parts in in_threads(left_out, _grouped(table, groups)):
+        found |= parts
     return [found[i] for i in range(len(groups))]
 
 
@@ -171,14 +174,14 @@ def make_spread(
     best = None
     for share in (np.sqrt(rho), rho):
         factor, precision = formed(share)
-        found = _variances(table, groups, np.asarray(factor), precision, residuals, judges)
-        _, _, density = _calibrated(found, alpha**-0.5, len(table))
+        parts = _variances(table, groups, np.asarray(factor), precision, residuals, judges)
+        _, _, density = _calibrated(_joined(parts), alpha**-0.5, len(table))
         if best is None or density > best[0]:
-            best = density, factor, precision, found
+            best = density, factor, precision, parts
     assert best is not None
-    _, factor, precision, found = best
-    if len(judges) < n_groups:
-        found = _variances(table, groups, np.asarray(factor), precision, residuals)
+    _, factor, precision, parts = best
+    parts |= _variances(table, groups, np.asarray(factor), precision, residuals, set(groups) - judges)
+    found = _joined(parts)
     scale, noise, _ = _calibrated(found, alpha**-0.5, len(table))
     return _spread(factor, precision, scale, noise, weights), _summary(found, scale, noise, weights, n_groups)
 
@@ -195,18 +198,24 @@ def _variances(
     factor: np.ndarray,
     precision: np.ndarray,
     residuals: list[np.ndarray],
-    judges: Collection[int] | None = None,
-) -> _LeftOut:
-    """Of all groups, or of these alone."""
-    parts: list[tuple[np.ndarray, ...]] = []
-    for members, block in _grouped(table, groups):
-        if judges is not None and groups[members[0][0]] not in judges:
-            continue
+    wanted: Collection[int],
+) -> dict[int, _LeftOut]:
+    """Of these groups."""
+
+    def left_out(item: tuple[list[tuple[int, int]], Block]) -> tuple[int, _LeftOut]:
+        members, block = item
         root = np.sqrt(precision)[block.kind]
         variance = left_out_variance(root[:, None] * (block.rows @ factor))
         residual = np.concatenate([residuals[i] for i, _ in members])
-        parts.append((residual, variance / root**2, block.kind, block.share))
-    return _LeftOut(*(np.concatenate(values) for values in zip(*parts, strict=True)))
+        return groups[members[0][0]], _LeftOut(residual, variance / root**2, block.kind, block.share)
+
+    items = (item for item in _grouped(table, groups) if groups[item[0][0][0]] in wanted)
+    return dict(in_threads(left_out, items))
+
+
+def _joined(parts: dict[int, _LeftOut]) -> _LeftOut:
+    """Of all groups, in their order."""
+    return _LeftOut(*(np.concatenate(values) for values in zip(*(parts[g] for g in sorted(parts)), strict=True)))
 
 
 def _calibrated(found: _LeftOut, noise: float, n_structures: int) -> tuple[np.ndarray, np.ndarray, float]:

@@ -26,6 +26,8 @@ from haljax.ace.basis import ACEBasis
 
 Array = Any  # numpy or JAX
 
+_HIGHEST = jax.lax.Precision.HIGHEST  # else a GPU may multiply float32 as TF32
+
 N_POWERS = 8
 REST = 0.05  # added to rho / rho_0, so that an isolated atom has finite functions
 
@@ -59,11 +61,8 @@ def densities(basis: ACEBasis, d: jax.Array, z_i: jax.Array, z_j: jax.Array) -> 
 
     Arguments as in `haljax.ace.features`.
     """
-    r0 = jnp.asarray(basis.bond_lengths, d.dtype)[jnp.maximum(z_i, 0)[:, None], jnp.maximum(z_j, 0)]
     r = jnp.sqrt(jnp.sum(d * d, axis=-1))
-    window = jnp.where((r < basis.cutoff) & (z_j >= 0), (1 - (r / basis.cutoff) ** 2) ** 2, 0.0)
-    found = {decay: jnp.sum(window * jnp.exp(-decay * (r / r0 - 1)), axis=1) for decay in {c.decay for c in CHANNELS}}
-    return jnp.stack([found[channel.decay] for channel in CHANNELS])
+    return jnp.sum(_from_neighbours(basis, r, z_i, z_j), axis=2)
 
 
 def density_features(basis: ACEBasis, reference: Array, d: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
@@ -73,22 +72,76 @@ def density_features(basis: ACEBasis, reference: Array, d: jax.Array, z_i: jax.A
     ----------
     reference : (channels, Z) mean densities rho_0 of each element in the data; 0 where it has none.
     """
-    reference = jnp.asarray(reference, d.dtype)
-    own = (z_i[:, None] == jnp.arange(basis.n_species, dtype=z_i.dtype)[None, :]).astype(d.dtype)
-    parts = []
-    for channel, rho, mean in zip(CHANNELS, densities(basis, d, z_i, z_j), reference, strict=True):
-        known = mean[jnp.maximum(z_i, 0)]
-        x = jnp.where(known > 0, rho / jnp.where(known > 0, known, 1.0), 1.0) + REST
-        p = channel.power
-        y = (x**p - (1 + REST) ** p) / p if p else jnp.log(x / (1 + REST))
-        u = y / channel.length
-        power = channel.amplitude * jnp.exp(-0.5 * u * u)
-        values = []
-        for k in range(1, N_POWERS + 1):
-            power = power * u
-            values.append(power / math.sqrt(math.factorial(k)))
-        parts.append(jnp.einsum("kn,nz->zk", jnp.stack(values), own, precision=jax.lax.Precision.HIGHEST))
-    return jnp.stack(parts).reshape(-1)
+    return _by_element(basis, _of_density(basis, reference, densities(basis, d, z_i, z_j), z_i)[0], z_i)
+
+
+def density_gradient(
+    basis: ACEBasis, reference: Array, d: jax.Array, z_i: jax.Array, z_j: jax.Array, index: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`density_features` (F,) with derivatives by the atoms (N, 3, F) and by the strain (3, 3, F).
+
+    Arguments and order of the derivatives as in `haljax.ace.features.descriptor_gradient`; the chain rule is closed
+    centre by centre, for the same reason.
+    """
+    n_atoms, dtype = len(z_i), d.dtype
+    index = jnp.maximum(index, 0)  # empty slots add zeros to atom 0
+    r = jnp.sqrt(jnp.sum(d * d, axis=-1))
+    parts, pull = jax.jvp(lambda r: _from_neighbours(basis, r, z_i, z_j), (r,), (jnp.ones_like(r),))
+    rho = jnp.sum(parts, axis=2)
+    values, slopes = _of_density(basis, reference, rho, z_i)
+    unit = d / r[..., None]
+
+    def add(i, total):
+        """What centre i adds: rows 0 ... N - 1 to the atoms' derivatives, the last three to those by the strain."""
+        along = pull[:, i].T[:, None, :] * unit[i][:, :, None]  # (K, 3, channels)
+        sums = jnp.concatenate([jnp.full((1, len(along)), -1, dtype), d[i].T])
+        along = jnp.concatenate([along, jnp.einsum("tj,jac->tac", sums, along, precision=_HIGHEST)])
+        places = jnp.concatenate([index[i], i[None], n_atoms + jnp.arange(3, dtype=index.dtype)])
+        return total.at[z_i[i], places].add(along[..., None] * slopes[None, None, :, :, i])
+
+    start = jnp.zeros((basis.n_species, n_atoms + 3, 3, len(CHANNELS), N_POWERS), dtype)
+    last = jnp.max(jnp.where(z_i >= 0, jnp.arange(n_atoms, dtype=index.dtype) + 1, 0))  # atoms padded at the end
+    total = jnp.moveaxis(jax.lax.fori_loop(jnp.zeros_like(last), last, add, start), 0, 3)
+    total = total.reshape(n_atoms + 3, 3, -1)
+    return _by_element(basis, values, z_i), total[:n_atoms], jnp.swapaxes(total[n_atoms:], 0, 1)
+
+
+def _from_neighbours(basis: ACEBasis, r: jax.Array, z_i: jax.Array, z_j: jax.Array) -> jax.Array:
+    """What each neighbour adds to the densities around each atom, (channels, N, K)."""
+    r0 = jnp.asarray(basis.bond_lengths, r.dtype)[jnp.maximum(z_i, 0)[:, None], jnp.maximum(z_j, 0)]
+    window = jnp.where((r < basis.cutoff) & (z_j >= 0), (1 - (r / basis.cutoff) ** 2) ** 2, 0.0)
+    found = {decay: window * jnp.exp(-decay * (r / r0 - 1)) for decay in {c.decay for c in CHANNELS}}
+    return jnp.stack([found[channel.decay] for channel in CHANNELS])
+
+
+def _of_density(basis: ACEBasis, reference: Array, rho: jax.Array, z_i: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The functions of each channel for each atom, (channels, powers, N) eV, and their derivatives by its density.
+
+    With f_k = A exp(-u^2/2) u^k / sqrt(k!) the derivative by u is sqrt(k) f_(k-1) - sqrt(k+1) f_(k+1).
+    """
+    known = jnp.asarray(reference, rho.dtype)[:, jnp.maximum(z_i, 0)]
+    u, slope = jax.jvp(lambda rho: _reduced(rho, known), (rho,), (jnp.ones_like(rho),))
+    f = [jnp.array([[c.amplitude] for c in CHANNELS], rho.dtype) * jnp.exp(-0.5 * u * u)]
+    for k in range(1, N_POWERS + 2):
+        f.append(f[-1] * u / math.sqrt(k))
+    slopes = [math.sqrt(k) * f[k - 1] - math.sqrt(k + 1) * f[k + 1] for k in range(1, N_POWERS + 1)]
+    return jnp.stack(f[1:-1], axis=1), jnp.stack(slopes, axis=1) * slope[:, None]
+
+
+def _reduced(rho: jax.Array, known: jax.Array) -> jax.Array:
+    """u of each channel and atom, (channels, N)."""
+    x = jnp.where(known > 0, rho / jnp.where(known > 0, known, 1.0), 1.0) + REST
+    y = [
+        (x**c.power - (1 + REST) ** c.power) / c.power if c.power else jnp.log(x / (1 + REST))
+        for c, x in zip(CHANNELS, x, strict=True)
+    ]
+    return jnp.stack([y / c.length for c, y in zip(CHANNELS, y, strict=True)])
+
+
+def _by_element(basis: ACEBasis, values: jax.Array, z_i: jax.Array) -> jax.Array:
+    """Sums over the atoms of each element, (F,), of functions (channels, powers, N)."""
+    own = (z_i[:, None] == jnp.arange(basis.n_species, dtype=z_i.dtype)[None, :]).astype(values.dtype)
+    return jnp.einsum("ckn,nz->czk", values, own, precision=_HIGHEST).reshape(-1)
 
 
 def mean_densities(basis: ACEBasis, found: list[tuple[np.ndarray, np.ndarray]]) -> np.ndarray:

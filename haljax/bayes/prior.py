@@ -25,7 +25,7 @@ START_NOISE, START_SCALE, START_DECAY, START_ANGULAR = -0.5, (3.0, 1.0, -1.0, -1
 STEP_SCALE, STEP_DECAY, STEP_ANGULAR = 0.3, 0.5, 0.3
 SCALE = (-12.0, 8.0)  # s_o
 HOPELESS = 1e12  # where the evidence is not finite
-PRECISION = 1e-8  # of the evidence, where the search ends
+PRECISION = 1e-7  # of the evidence, where the search ends: a small part of one nat
 NOISE = (-6.0, 6.0)  # log of the noise, in units of the weighted rows
 
 

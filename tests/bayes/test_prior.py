@@ -79,10 +79,10 @@ def test_hyperparameters_of_synthetic_data_are_found(family, problem):
     _, scale_1, scale_2, decay_1, decay_2, w = found.hyperparameters
     assert abs(decay_1 - 4.5) < 0.8 and abs(decay_2 - 3.0) < 0.8 and abs(w - 0.5) < 0.25
     assert scale_1 > scale_2
-    # Begun at the maximum it stays there, to the search's tolerance.
+    # Begun at the maximum it stays there: the search ends where a step gains less than 3e-5 nats.
     again = learn(stats, family, e0, found.hyperparameters)
     np.testing.assert_allclose(again.hyperparameters, found.hyperparameters, atol=1e-3)
-    assert again.log_evidence == pytest.approx(found.log_evidence, rel=1e-8)
+    assert again.log_evidence == pytest.approx(found.log_evidence, abs=1e-4)
 
 
 def test_the_objective_is_the_dense_density_with_its_penalty(family, problem):
