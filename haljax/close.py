@@ -21,6 +21,7 @@ from haljax.ace.core import zbl
 Array = Any  # numpy or JAX
 
 POINTS = 200  # distances at which the energy of a dimer is looked at
+STEP = 1e-4  # Å, of differences
 LABELS = 12  # distances with a force of the repulsion, for each pair
 FALL = 0.01  # eV by which an energy may fall before it is a hole
 COLLAPSE = 1.0  # eV by which the energy of a triplet may fall: bonds of three atoms may be shorter than in the data
@@ -40,10 +41,16 @@ def dimer(basis: ACEBasis, radii: Array, z: Array, r: Array) -> tuple[jax.Array,
     return jax.vmap(one)(r)
 
 
-@partial(jax.jit, static_argnums=0)
-def _slopes(basis: ACEBasis, radii: Array, z: Array, r: Array) -> tuple[jax.Array, jax.Array]:
-    """Derivatives of `dimer` by r."""
-    return jax.jvp(lambda r: dimer(basis, radii, z, r), (r,), (jnp.ones_like(r),))[1]
+def _slopes(basis: ACEBasis, radii: Array, z: Array, r: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Derivatives of `dimer` by the distances r (n,), n at most half of `POINTS`, to some 1e-7 of their size.
+
+    Differences rather than jvp: they need no further program, which takes seconds to compile.
+    """
+    ends = np.resize(np.concatenate([r + STEP, r - STEP]), POINTS)
+    return tuple(
+        (values[: len(r)] - values[len(r) : 2 * len(r)]) / (2 * STEP)
+        for values in map(np.asarray, dimer(basis, radii, z, jnp.asarray(ends)))
+    )
 
 
 def falls(basis: ACEBasis, coefficients: np.ndarray, radii: np.ndarray, shortest: np.ndarray) -> dict[int, float]:
@@ -118,12 +125,12 @@ def repulsion_rows(
     for k, error in errors.items():
         a, b = basis.pairs[k]
         end = shortest[a, b] if np.isfinite(shortest[a, b]) else radii[1, a, b]
-        r = jnp.asarray(np.linspace(radii[0, a, b], 0.97 * end, LABELS))
+        r = np.linspace(radii[0, a, b], 0.97 * end, LABELS)
         core, functions = _slopes(basis, jnp.asarray(radii), jnp.array([a, b]), r)
-        wanted = jax.vmap(jax.grad(partial(_zbl, float(basis.numbers[a]), float(basis.numbers[b]))))(r)
+        wanted = jax.vmap(jax.grad(partial(_zbl, float(basis.numbers[a]), float(basis.numbers[b]))))(jnp.asarray(r))
         size = error * np.abs(np.asarray(wanted))
-        rows[k] = np.asarray(functions) / size[:, None]
-        targets[k] = (np.asarray(wanted) - np.asarray(core)) / size
+        rows[k] = functions / size[:, None]
+        targets[k] = (np.asarray(wanted) - core) / size
     return rows.reshape(-1, len(basis)), targets.reshape(-1)
 
 

@@ -208,7 +208,7 @@ def _solve(
 ) -> tuple[Posterior, np.ndarray, np.ndarray | None]:
     """Joint posterior (M + Z) at maximum evidence, the mask of active functions (M,), hyperparameters of "auto".
 
-    The search for hyperparameters begins at ``start``, or is spared: then they are ``start``.
+    The search for hyperparameters begins at ``start``, or is spared: then they are ``start``, and holes are left.
     """
     M, z = len(basis), basis.n_species
     with one_blas_thread():
@@ -241,8 +241,8 @@ def _solve(
             log_evidence = float(found.log_evidence)
         arrays = jnp.asarray(alpha), jnp.asarray(precision), jnp.asarray(data.e0), active
         posterior = jax.block_until_ready(joint_posterior(joint, *arrays))
-        errors: dict[int, float] = {}
-        for error in (*ERRORS, None):
+        errors, holes = dict[int, float](), dict[int, float]()
+        for error in (*ERRORS, None) if search else ():
             holes = falls(basis, np.asarray(posterior.mean[:M]), data.radii, data.shortest)
             if not holes or error is None:
                 break

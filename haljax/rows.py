@@ -7,9 +7,7 @@ are weighted by 1 over the expected error of their label, so that one noise serv
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -27,7 +25,7 @@ from haljax.ace import (
     descriptor_gradient,
     mean_densities,
 )
-from haljax.devices import cores
+from haljax.devices import in_threads
 from haljax.potentials import _voigt, counts
 from haljax.structures import Labels, Neighbours, System, bucket, from_atoms, labels, neighbour_list, vectors
 from haljax.structures.system import structure_name
@@ -187,27 +185,6 @@ def blocks_of(
     labelled = ((*example, label) for example, label in zip(seen, known, strict=True))
     radii, density = jnp.asarray(radii), jnp.asarray(density)
     return in_threads(partial(weighted, basis, radii, density, weights), labelled)
-
-
-def in_threads(call: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
-    """``call`` of each item, in order, on all cores and devices; few results wait at a time."""
-    # On a CPU the threads keep all cores busy on one device, and a user's choice of a device is theirs.
-    spread_out = jax.default_backend() != "cpu" and getattr(jax.config, "jax_default_device", None) is None
-    devices = jax.local_devices() if spread_out else []
-    workers = max(cores(), len(devices))
-
-    def one(k: int, item: Any) -> Any:
-        with jax.default_device(devices[k % len(devices)]) if len(devices) > 1 else nullcontext():
-            return call(item)
-
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = []
-        for k, item in enumerate(items):
-            waiting.append(pool.submit(one, k, item))
-            if len(waiting) > 2 * workers:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()
 
 
 class Table:

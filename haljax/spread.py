@@ -27,7 +27,8 @@ import numpy as np
 from haljax.bayes.leave_out import left_out_residual, left_out_variance
 from haljax.bayes.posterior import Posterior
 from haljax.bayes.statistics import Statistics
-from haljax.rows import KINDS, Block, Part, Table, in_threads
+from haljax.devices import in_threads
+from haljax.rows import KINDS, Block, Part, Table
 
 WIDER = 2.0  # prior standard deviations, over those of the evidence
 JUDGES = 10  # groups that choose rho

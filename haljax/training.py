@@ -15,6 +15,7 @@ from haljax import bayes
 from haljax.ace import ACEBasis, GrowingBasis
 from haljax.ace.density import CHANNELS
 from haljax.bayes import Posterior, one_blas_thread, require_x64
+from haljax.devices import in_threads
 from haljax.fitting import fitted
 from haljax.growth import grown
 from haljax.model import FitSettings, Model
@@ -27,7 +28,6 @@ from haljax.rows import (
     all_rows,
     blocks_of,
     examples,
-    in_threads,
     shortest_distances,
     too_close,
 )

@@ -17,7 +17,10 @@ import jax.numpy as jnp
 import numpy as np
 from threadpoolctl import ThreadpoolController
 
+from haljax.devices import in_threads
 from haljax.structures import bucket
+
+TABLES = 4  # of rows that wait at a time, each of some hundred MB for a large basis
 
 
 class Statistics(NamedTuple):
@@ -96,19 +99,25 @@ def columns(stats: Statistics, kept: jax.Array) -> Statistics:
 def accumulate(stats: Statistics, blocks: Iterable[tuple[np.ndarray, np.ndarray]], n_rows: int) -> Statistics:
     """Statistics after a stream of blocks of weighted rows (n, M) and targets (n,); on the host, not inside jit.
 
-    The rows are absorbed in parts of one size, so that one program is compiled and memory does not grow with the
-    data. ``n_rows`` is their number or a bound on it.
+    Parts of one size are compressed, each on a core, and then joined in order: two programs are compiled, memory does
+    not grow with the data, and the result does not depend on the number of cores. ``n_rows`` is their number or a
+    bound on it.
     """
     M = len(stats.z)
     parts = -(-n_rows // max(4096, 2 * M))
     size = bucket(-(-n_rows // max(parts, 1)))
     seen = int(stats.n) > 0
     with one_blas_thread():
-        for rows, targets in _tables(blocks, size, M):
-            # One at a time: jax would let some thirty tables wait where rows come faster than they are absorbed.
-            stats = jax.block_until_ready(_absorb(stats, rows, targets) if seen else _begin(rows, targets))
+        for part in in_threads(lambda table: jax.device_get(_begin(*table)), _tables(blocks, size, M), most=TABLES):
+            stats = jax.block_until_ready(_join(stats, part)) if seen else part
             seen = True
         return stats
+
+
+def _merged(a: Statistics, b: Statistics) -> Statistics:
+    """Of the rows of both."""
+    found = absorb(a, b.R, b.z)
+    return found._replace(rss=found.rss + b.rss, n=a.n + b.n)
 
 
 def _tables(
@@ -160,4 +169,4 @@ def count(block: jax.Array) -> jax.Array:
     return jnp.sum(jnp.any(block != 0, axis=1))
 
 
-_absorb, _begin = jax.jit(absorb), jax.jit(_first)
+_join, _begin = jax.jit(_merged), jax.jit(_first)
