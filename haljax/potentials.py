@@ -34,6 +34,7 @@ _HIGHEST = jax.lax.Precision.HIGHEST  # else a GPU may multiply float32 as TF32
 _dot = partial(jnp.dot, precision=_HIGHEST)
 
 SIGMA_FLOOR = 1e-6  # eV; keeps the gradient of sigma finite where the descriptor vanishes
+ATOMS = 32  # whose shares in the energy are computed at a time
 VOIGT = ((0, 1, 2, 1, 0, 0), (0, 1, 2, 2, 2, 1))  # xx, yy, zz, yz, xz, xy
 
 
@@ -183,6 +184,20 @@ def total_energy(
     radii = jnp.asarray(basis.core_radii if params.radii is None else params.radii, system.positions.dtype)
     linear = _linear_energy(basis, params.mean, geometry, system.species, neighbours.index, neighbours.shift, radii)
     return linear * _poison(neighbours, system.positions.dtype) + _one_body(params, system.species)
+
+
+@partial(jax.jit, static_argnums=0)
+def atom_energies(basis: ACEBasis, params: Parameters, system: System, neighbours: Neighbours) -> jax.Array:
+    """Share (N,) eV of each atom in the energy, E0 and core included; NaN where the neighbour list is incomplete."""
+    system, neighbours = jax.tree.map(jnp.asarray, (system, neighbours))
+    d, z_j = vectors(system, neighbours, 2 * basis.cutoff)
+
+    def one(atom: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        d, z_i, z_j = (leaf[None] for leaf in atom)
+        functions = descriptor(basis, d, z_i, z_j, params.radii)
+        return _dot(params.mean, functions) + core_energy(basis, d, z_i, z_j, params.radii) + _one_body(params, z_i)
+
+    return jax.lax.map(one, (d, system.species, z_j), batch_size=ATOMS) * _poison(neighbours, d.dtype)
 
 
 class _Geometry(NamedTuple):

@@ -11,7 +11,7 @@ from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 
 from haljax.evaluation import evaluate_one, stds_one
 from haljax.model import Model
-from haljax.potentials import parameters_of
+from haljax.potentials import atom_energies, parameters_of
 from haljax.structures import Neighbours, System, from_atoms, neighbour_list
 
 SKIN = 0.5  # Å by which neighbour lists reach beyond the cutoff, so that they serve for many steps
@@ -21,14 +21,18 @@ class Calculator(ASECalculator):
     """Energy, forces and stress of a fitted model, with the standard deviations that it predicts for their errors.
 
     ``results`` hold energy and free_energy (eV), forces (eV/Å), stress (Voigt, eV/Å^3; periodic cells only)
-    and energy_std (eV); ``forces_std`` (N, 3) (eV/Å) and ``stress_std`` (6,) (eV/Å^3) are computed when asked for:
-    ``atoms.calc.get_property("forces_std", atoms)``. Each is the standard deviation of the reference's label around
-    the prediction: model, core and noise together, calibrated. The model's part alone, which biases dynamics, is
-    ``potential(model).sigma``.
+    and energy_std (eV). Computed when asked for, as by ``atoms.calc.get_property("forces_std", atoms)``, are
+    ``forces_std`` (N, 3) (eV/Å), ``stress_std`` (6,) (eV/Å^3), and each atom's share ``energies`` (N,) (eV) of the
+    energy.
+
+    Each standard deviation is that of the reference's label around the prediction: model, core and noise together,
+    calibrated. There is none of ``energies``: labels tell of sums alone, so that what an atom's share should be is open
+    by some 0.2 to 0.8 eV wherever it sits. ``forces_std`` shows which atoms are unknown. The model's part alone, which
+    biases dynamics, is ``potential(model).sigma``.
     """
 
     implemented_properties = [
-        "energy", "free_energy", "forces", "stress", "energy_std", "forces_std", "stress_std",
+        "energy", "free_energy", "energies", "forces", "stress", "energy_std", "forces_std", "stress_std",
     ]  # fmt: skip
 
     def __init__(self, model: Model, **kwargs) -> None:
@@ -72,6 +76,10 @@ class Calculator(ASECalculator):
             self.results["forces_std"] = stds.forces[:n]
             if self.atoms.pbc.all():
                 self.results["stress_std"] = stds.virial / self.atoms.get_volume()
+
+        if "energies" in properties:
+            shares = atom_energies(model.basis, self._parameters[1], system, found)
+            self.results["energies"] = np.asarray(shares)[:n]
 
     def _arrays(self, atoms: Atoms) -> tuple[System, Neighbours]:
         """The atoms as arrays, with the list made last while it is complete, else with a new one.

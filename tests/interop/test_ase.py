@@ -71,6 +71,20 @@ def test_another_model_gives_other_results(atoms, tiny_model):
     np.testing.assert_array_equal(atoms.get_forces(), forces)
 
 
+def test_energies_of_atoms_add_up(atoms, molecule, tiny_model):
+    alone = Atoms("Cu")
+    alone.calc = atoms.calc
+    for structure in (atoms, molecule, alone):
+        energies = structure.get_potential_energies()
+        assert energies.shape == (len(structure),)
+        # Sums of the same numbers in another order.
+        assert energies.sum() == pytest.approx(structure.get_potential_energy(), rel=1e-12)
+    # What is out of reach of the others has its own energy, and they keep theirs.
+    both = atoms.copy() + Atoms("Cu", [[40, 40, 40]])
+    both.pbc, both.calc = False, atoms.calc
+    assert both.get_potential_energies()[-1] == pytest.approx(alone.get_potential_energy(), rel=1e-12)
+
+
 def test_stress_is_the_strain_derivative(atoms):
     stress = atoms.get_stress()
     for voigt, (a, b) in enumerate(((0, 0), (1, 1), (2, 2), (1, 2), (0, 2), (0, 1))):
