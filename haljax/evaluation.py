@@ -25,7 +25,7 @@ from haljax.model import Model, errors_in_words
 from haljax.potentials import VOIGT, Parameters, features_of, parameters_of, total_energy
 from haljax.rows import ENERGY, FORCE, STRESS, all_rows, examples
 from haljax.spread import PSEUDO
-from haljax.structures import Neighbours, System, labels
+from haljax.structures import Neighbours, System, labels, renamed, strange, unused
 from haljax.structures.system import structure_name
 
 if TYPE_CHECKING:
@@ -93,21 +93,25 @@ class ErrorTable:
         return "\n".join([head, unit, *body, *([self.note] if self.note else [])])
 
 
-def evaluate(model: Model, test: Sequence[Atoms]) -> ErrorTable:
+def evaluate(model: Model, test: Sequence[Atoms], keys: Mapping[str, str] | None = None) -> ErrorTable:
     """Errors of ``model`` on labelled structures, grouped by ``info["config_type"]``.
+
+    Parameters
+    ----------
+    keys : names of the labels, as for `haljax.fit`.
 
     Raises
     ------
     ValueError : no structures, or one without labels.
     """
-    test = list(test)
+    test = renamed(test, keys)
     table = error_table(predict(model, test))
     notes = [left_out_words(model)] if model.loo.groups else []
     if repeated := _repeated(model, test):
         notes.append(
             f"{repeated} of {len(test)} test structures are in the training set: their errors are not test errors"
         )
-    notes += hole_words(_holes(model))
+    notes += [*hole_words(_holes(model)), *unused(test, keys), *strange(test)]
     return replace(table, note="\n".join(notes))
 
 
@@ -286,7 +290,7 @@ def predict(model: Model, structures: Sequence[Atoms]) -> list[Prediction]:
         if not np.isfinite(result.energy) or not np.isfinite(result.forces).all():
             raise ValueError(f"{structure_name(atoms, i)}: the model's energy or forces are not finite; leave it out")
         n = len(atoms)
-        volume = abs(np.linalg.det(example[0].cell)) if atoms.pbc.all() else np.nan
+        volume = abs(np.linalg.det(example[0].cell)) if atoms.cell.rank == 3 else np.nan
         out.append(
             Prediction(
                 group=str(atoms.info.get("config_type", "all")),
@@ -339,19 +343,22 @@ class Calibration:
         return "\n".join(lines)
 
 
-def calibrate(model: Model, held_out: Sequence[Atoms]) -> tuple[Model, Calibration]:
+def calibrate(
+    model: Model, held_out: Sequence[Atoms], keys: Mapping[str, str] | None = None
+) -> tuple[Model, Calibration]:
     """Scale the predicted standard deviations to the errors on labelled structures that the fit has not seen.
 
     Every fit is calibrated already, by leaving structures out; this serves for labels of another kind than those of
     the fit. A factor for energies and one for forces (and for stresses), each maximising the likelihood of the errors
-    and of `PSEUDO` structures beside them whose errors are as predicted, so that a few labels move it little.
+    and of `PSEUDO` structures beside them whose errors are as predicted, so that a few labels move it little. ``keys``
+    as for `haljax.fit`.
 
     Raises
     ------
     ValueError : no structures, or no energies and forces among them.
     """
     raw = replace(model, energy_calibration=1.0, force_calibration=1.0, stress_calibration=1.0)
-    predictions = predict(raw, held_out)
+    predictions = predict(raw, renamed(held_out, keys))
     share = PSEUDO / (PSEUDO + len(predictions))
 
     def judged(what: str) -> tuple[float, int, tuple[float, ...], tuple[float, ...]]:

@@ -32,7 +32,7 @@ from haljax.rows import (
     too_close,
 )
 from haljax.schema1 import absorb, refit_compressed
-from haljax.structures import bucket, from_atoms, labels
+from haljax.structures import bucket, from_atoms, labels, renamed, strange, unused
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -56,6 +56,7 @@ def fit(
     stress_weight: float = STRESS_WEIGHT,
     solver: str = "auto",
     smoothness: float = SMOOTHNESS,
+    keys: Mapping[str, str] | None = None,
 ) -> Model:
     """Fit a linear ACE potential to labelled structures by maximum evidence.
 
@@ -80,23 +81,27 @@ def fit(
         precision for all functions) or "ard" (one each; prunes).
     smoothness : of "brr" and "ard", power p of the prior, under which coefficients of rough functions (large n, l)
         are smaller.
+    keys : names under which the structures hold their labels, such as {"energy": "xtb_energy", "forces":
+        "xtb_forces"}, of energy, forces, stress and virial; usual spellings are found without.
+
+    What looks like a label and was not read, and values that are most likely in another unit, are warned of.
 
     Raises
     ------
-    ValueError : no structures, labels missing or not finite, an element the basis lacks, an unknown solver, a
-        negative weight, nothing that has a weight, isolated atoms that contradict each other.
+    ValueError : no structures, labels missing, contradictory or not finite, an element the basis lacks, an unknown
+        solver, a negative weight, nothing that has a weight, isolated atoms that contradict each other.
     RuntimeError : x64 is off.
     """
     require_x64()
     if solver not in SOLVERS:
         raise ValueError(f"solver must be {', '.join(map(repr, SOLVERS[:-1]))} or {SOLVERS[-1]!r}, not {solver!r}")
-    train = list(train)
+    train = renamed(train, keys)
     if not train:
         raise ValueError("there is nothing to fit: give at least one labelled structure")
     for name, value in (("energy", energy_weight), ("force", force_weight), ("stress", stress_weight)):
         if not 0 <= value < np.inf:
             raise ValueError(f"{name}_weight must be a finite number >= 0, not {value}")
-    _check(basis, train)
+    _check(basis, train, keys)
     kept = e0 if isinstance(e0, str) else {str(k): float(v) for k, v in e0.items()}
     settings = FitSettings(energy_weight, force_weight, stress_weight, solver, smoothness, kept)
     if isinstance(basis, GrowingBasis):
@@ -104,18 +109,18 @@ def fit(
     return fitted(basis, settings, train)
 
 
-def update(model: Model, new: Sequence[Atoms]) -> Model:
+def update(model: Model, new: Sequence[Atoms], keys: Mapping[str, str] | None = None) -> Model:
     """The model after more labelled structures, at fixed core radii, weights and hyperparameters.
 
     A rank-k update of the posterior: equal to a refit at the same radii and hyperparameters. The covariance of the
     standard deviations is updated likewise; their noise and scale, and the leave-one-out errors, remain those of the
     last fit until `refit`. A structure with atoms closer than the core allows is left out, with a warning that names
-    it: `refit` moves the core.
+    it: `refit` moves the core. ``keys`` as for `fit`.
     """
-    new = list(new)
+    new = renamed(new, keys)
     if not new:
         raise ValueError("there is nothing to learn: give at least one labelled structure")
-    _check(model.basis, new)
+    _check(model.basis, new, keys)
     n_old = len(model.structures)
     seen = list(examples(model.basis, new))
     close = too_close(model.basis, model.radii, shortest_distances(model.basis, seen), new)
@@ -225,10 +230,12 @@ def descriptors(basis: ACEBasis, structures: Sequence[Atoms], radii: np.ndarray 
     return np.stack(found)[:, : len(basis)]
 
 
-def _check(basis: ACEBasis | GrowingBasis, structures: Sequence[Atoms]) -> None:
+def _check(basis: ACEBasis | GrowingBasis, structures: Sequence[Atoms], keys: Mapping[str, str] | None = None) -> None:
     for i, atoms in enumerate(structures):  # here, where i is the index in the caller's list
         from_atoms(atoms, basis.elements, index=i)
         labels(atoms, index=i)
+    for line in [*unused(structures, keys), *strange(structures)]:
+        log.warning("%s", line)
 
 
 _update = jax.jit(bayes.update)

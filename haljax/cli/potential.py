@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,12 +15,28 @@ from haljax.cli.base import FILE, Command
 if TYPE_CHECKING:
     from ase import Atoms
 
+KINDS = ("energy", "forces", "stress", "virial")  # of labels
+
 
 def _read(path: Path) -> list[Atoms]:
     """All structures of a file."""
     from haljax.structures import read_structures
 
     return read_structures(path)
+
+
+def _keys(command: Callable[..., None]) -> Callable[..., None]:
+    """Options that name labels, handed on as one mapping ``keys``."""
+
+    @wraps(command)
+    def with_keys(*args: Any, **options: Any) -> None:
+        given = {kind: options.pop(f"{kind}_key") for kind in reversed(KINDS)}
+        command(*args, keys={kind: name for kind, name in given.items() if name}, **options)
+
+    found: Callable[..., None] = with_keys
+    for kind in reversed(KINDS):
+        found = click.option(f"--{kind}-key", help=f"Name of the {kind} in the file.  [default: usual ones]")(found)
+    return found
 
 
 @contextmanager
@@ -104,6 +121,7 @@ class _OrAuto(click.ParamType):
 )
 @click.option("--smoothness", type=float, help="Power of the smoothness prior of brr and ard.")
 @click.option("--test", type=FILE, help="Labelled structures to evaluate the model on.")
+@_keys
 def fit(
     train: Path,
     output: Path,
@@ -113,6 +131,7 @@ def fit(
     max_degree: int | Literal["auto"],
     budget: float | None,
     test: Path | None,
+    keys: dict[str, str],
     **settings: Any,
 ) -> None:
     """Fit a potential to the labelled structures in TRAIN."""
@@ -128,21 +147,22 @@ def fit(
     )
     basis = hx.ace_basis(symbols, cutoff, order, max_degree, budget)
     with _about(train), _search_shown():
-        model = hx.fit(basis, structures, **{k: v for k, v in settings.items() if v is not None})
-        table = replace(hx.evaluate(model, structures), note=left_out_words(model) if model.loo.groups else "")
+        model = hx.fit(basis, structures, keys=keys, **{k: v for k, v in settings.items() if v is not None})
+        table = replace(hx.evaluate(model, structures, keys), note=left_out_words(model) if model.loo.groups else "")
     model.save(output)
     click.echo(f"{len(model.basis)} functions, {len(structures)} structures: {output}\n{model.choice}")
     click.echo(f"\nerrors on {train}\n{table}")
     if test:
         with _about(test):
-            click.echo(f"\nerrors on {test}\n{hx.evaluate(model, tests)}")
+            click.echo(f"\nerrors on {test}\n{hx.evaluate(model, tests, keys)}")
 
 
 @click.command(cls=Command)
 @click.argument("model", type=FILE)
 @click.argument("test", type=FILE)
 @click.option("--json", "as_json", is_flag=True, help="JSON rather than a table.")
-def evaluate(model: Path, test: Path, as_json: bool) -> None:
+@_keys
+def evaluate(model: Path, test: Path, as_json: bool, keys: dict[str, str]) -> None:
     """Errors of MODEL on the labelled structures in TEST."""
     import json
 
@@ -150,7 +170,7 @@ def evaluate(model: Path, test: Path, as_json: bool) -> None:
 
     loaded, structures = hx.load(model), _read(test)
     with _about(test):
-        table = hx.evaluate(loaded, structures)
+        table = hx.evaluate(loaded, structures, keys)
     known = {g: {k: None if x != x else x for k, x in row.items()} for g, row in table.rows.items()}  # JSON has no NaN
     click.echo(json.dumps(known) if as_json else table)
 
@@ -178,15 +198,16 @@ def select(model: Path, pool: Path, n: int, output: Path) -> None:
 @click.argument("model", type=FILE)
 @click.argument("new", type=FILE)
 @click.option("-o", "--output", type=FILE, default="model.npz", show_default=True, help="The updated model.")
-def update(model: Path, new: Path, output: Path) -> None:
+@_keys
+def update(model: Path, new: Path, output: Path, keys: dict[str, str]) -> None:
     """Teach MODEL the labelled structures in NEW, at fixed hyperparameters."""
     import haljax as hx
 
     _check_output(output)
     loaded, structures = hx.load(model), _read(new)
     with _about(new):
-        updated = hx.update(loaded, structures)
-        before, after = (hx.evaluate(m, structures) for m in (loaded, updated))
+        updated = hx.update(loaded, structures, keys)
+        before, after = (hx.evaluate(m, structures, keys) for m in (loaded, updated))
     updated.save(output)
     click.echo(f"{updated.n_structures} structures: {output}")
     click.echo(f"\nerrors on {new} before\n{before}\n\nafter\n{after}")
@@ -196,14 +217,15 @@ def update(model: Path, new: Path, output: Path) -> None:
 @click.argument("model", type=FILE)
 @click.argument("held_out", type=FILE)
 @click.option("-o", "--output", type=FILE, default="model.npz", show_default=True, help="The calibrated model.")
-def calibrate(model: Path, held_out: Path, output: Path) -> None:
+@_keys
+def calibrate(model: Path, held_out: Path, output: Path, keys: dict[str, str]) -> None:
     """Scale the uncertainties of MODEL to its errors on the labelled structures in HELD_OUT."""
     import haljax as hx
 
     _check_output(output)
     loaded, structures = hx.load(model), _read(held_out)
     with _about(held_out):
-        calibrated, calibration = hx.calibrate(loaded, structures)
+        calibrated, calibration = hx.calibrate(loaded, structures, keys)
     calibrated.save(output)
     click.echo(f"{calibration}\n{output}")
 

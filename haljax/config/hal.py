@@ -185,11 +185,22 @@ class Reference(Table):
         return path
 
 
+def _names(keys: dict[str, str] | None) -> dict[str, str] | None:
+    from haljax.structures import checked_keys
+
+    return None if keys is None else checked_keys(keys)
+
+
+Keys = Annotated[dict[str, str] | None, AfterValidator(_names)]
+
+
 class Start(Table):
     """``[start]``: where it begins."""
 
     structures: ExistingFile
     """file of the first structures, labelled or not, in any format that ASE reads"""
+    keys: Keys = None
+    """names of the labels in it, such as {energy = "xtb_energy"}; usual spellings are found without"""
 
 
 class Basis(Table):
@@ -414,6 +425,8 @@ class Test(Table):
 
     structures: ExistingFile | None = None
     """file of test structures, labelled or not"""
+    keys: Keys = None
+    """names of the labels in it"""
     reference_md: ReferenceMD | None = None
     """molecular dynamics that makes them"""
 

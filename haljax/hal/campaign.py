@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -48,13 +49,15 @@ from haljax.hal.boldness import found_by, level_of, levels, next_level
 from haljax.hal.reference import WEIGHTS, Reference, decode, encode
 from haljax.model import Model
 from haljax.processes import gather, heed, join, telling_failures
-from haljax.structures import from_atoms, labels, read_structures
+from haljax.structures import candidates, from_atoms, labels, read_structures, renamed, strange, unused
 from haljax.training import fit, informed, refit, select
 
 if TYPE_CHECKING:
     from concurrent.futures import Executor
 
     from ase import Atoms
+
+log = logging.getLogger(__name__)
 
 MD_STARTS = 4  # start structures that reference dynamics of the test set sets out from, at each temperature
 GROWTH = 1.25  # factor of the number of structures after which a larger basis is tried
@@ -135,8 +138,30 @@ class HAL:
                 f"if none found   {_bolder_words(c)}",
                 f"test set        {_test_words(c.test, len(test))}",
                 f"stop            {', or '.join(ends)}",
+                *(f"note            {line}" for line in self._cautions(starts, test)),
             ]
         )
+
+    def _cautions(self, starts: list[Atoms], test: list[Atoms]) -> list[str]:
+        """What a user may not expect of these structures with this config."""
+        c, lines = self.config, []
+        if partly := sum(bool(_held(atoms)["energy"]) and _unlabelled(atoms) for atoms in starts + test):
+            lines.append(f"{partly} structures have an energy and no forces: they will be labelled again, with forces")
+        free = sum(not atoms.pbc.all() for atoms in starts)
+        if c.dynamics.pressure_GPa is not None and free:
+            lines.append(f"pressure_GPa does nothing for {free} start structures that are not periodic along all axes")
+        if (most := c.stop.max_labels) is not None and most <= len(starts):
+            lines.append(
+                f"stop.max_labels = {most} is no more than the {len(starts)} start structures: nothing will be explored"
+            )
+        for path, keys, structures in (
+            (c.start.structures, c.start.keys, starts),
+            *([(c.test.structures, c.test.keys, test)] if c.test is not None and test else []),
+        ):
+            at = [i for i, atoms in enumerate(structures) if any(_held(atoms).values())]
+            labelled = [structures[i] for i in at]
+            lines += [f"{path}: {line}" for line in (*unused(structures, keys), *strange(labelled, at))]
+        return lines
 
     def run(self, max_labels: int | None = None, max_iterations: int | None = None) -> Result:
         """Run until nothing is left to find, or a limit of ``[stop]`` is met.
@@ -167,6 +192,8 @@ class HAL:
         if self._resume and (recorded := recorded_config(self.config.directory)) is not None:
             self.config = self.config.continued(recorded, MAY_CHANGE)
         starts, test = self._starts(), self._test()
+        for line in self._cautions(starts, test):
+            log.warning("%s", line)
         stop = self.config.stop.model_dump()
         stop |= {k: v for k, v in (("max_labels", max_labels), ("max_iterations", max_iterations)) if v is not None}
         directory = Path(self.config.directory)
@@ -190,7 +217,7 @@ class HAL:
             return _Campaign(c, directory, journal, oracle, starts, test, self._progress).run(Limits(**stop))
 
     def _starts(self) -> list[Atoms]:
-        starts = self._read(self.config.start.structures)
+        starts = self._read(self.config.start.structures, self.config.start.keys)
         for i, atoms in enumerate(starts):
             try:
                 self.config.dynamics.overridden(atoms.info)
@@ -200,15 +227,19 @@ class HAL:
 
     def _test(self) -> list[Atoms]:
         test = self.config.test
-        return [] if test is None or test.structures is None else self._read(test.structures)
+        return [] if test is None or test.structures is None else self._read(test.structures, test.keys)
 
-    def _read(self, path: Path) -> list[Atoms]:
+    def _read(self, path: Path, keys: Mapping[str, str] | None) -> list[Atoms]:
         """Structures of a file; what the basis cannot describe is refused before anything is labelled."""
         structures = read_structures(path)
+        try:
+            structures = renamed(structures, keys)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         for i, atoms in enumerate(structures):
             try:
                 from_atoms(atoms, self.config.basis.elements, index=i)
-                if not _unlabelled(atoms):
+                if any(_held(atoms).values()):
                     labels(atoms, index=i)
             except ValueError as error:
                 raise ValueError(f"{path}: {error}") from error
@@ -722,9 +753,14 @@ class _Campaign(Ledger):
         self.progress(record | {"stage": "iteration"})
 
 
+def _held(atoms: Atoms) -> dict[str, Any]:
+    """The labels of a structure of a file, by kind."""
+    return candidates(atoms, getattr(atoms.calc, "results", {}))
+
+
 def _unlabelled(atoms: Atoms) -> bool:
-    results = getattr(atoms.calc, "results", {})
-    return not ({"energy", "forces"} <= set(results) or ("energy" in atoms.info and "forces" in atoms.arrays))
+    held = _held(atoms)
+    return not (held["energy"] and held["forces"])
 
 
 def _digest(structures: list[Atoms]) -> str:

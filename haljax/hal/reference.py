@@ -123,11 +123,16 @@ def _label(atoms: Atoms) -> dict[str, Any]:
     if forces.shape != (len(atoms), 3):
         raise ValueError(f"the calculator returned forces of shape {forces.shape} for {len(atoms)} atoms")
     label = {"energy": float(energy), "forces": forces.tolist()}
+    stress = None
     if atoms.pbc.all():
         try:
-            label["stress"] = np.asarray(atoms.get_stress(voigt=True)).tolist()
+            stress = atoms.get_stress(voigt=True)
         except (PropertyNotImplementedError, NotImplementedError):
             pass  # a calculator without stress: energies and forces will do
+    elif atoms.pbc.any() and atoms.cell.rank == 3:  # a slab: what is there, since asking may end in any error
+        stress = atoms.calc.results.get("stress")
+    if stress is not None:
+        label["stress"] = np.asarray(stress).tolist()
     return label
 
 

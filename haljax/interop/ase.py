@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from ase.calculators.calculator import Calculator as ASECalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 
 from haljax.evaluation import evaluate_one, stds_one
-from haljax.model import Model
+from haljax.model import Model, load
 from haljax.potentials import atom_energies, parameters_of
 from haljax.structures import Neighbours, System, from_atoms, neighbour_list
 
@@ -20,7 +22,7 @@ SKIN = 0.5  # Å by which neighbour lists reach beyond the cutoff, so that they 
 class Calculator(ASECalculator):
     """Energy, forces and stress of a fitted model, with the standard deviations that it predicts for their errors.
 
-    ``results`` hold energy and free_energy (eV), forces (eV/Å), stress (Voigt, eV/Å^3; periodic cells only)
+    ``results`` hold energy and free_energy (eV), forces (eV/Å), stress (Voigt, eV/Å^3; where the cell has a volume)
     and energy_std (eV). Computed when asked for, as by ``atoms.calc.get_property("forces_std", atoms)``, are
     ``forces_std`` (N, 3) (eV/Å), ``stress_std`` (6,) (eV/Å^3), and each atom's share ``energies`` (N,) (eV) of the
     energy.
@@ -29,15 +31,22 @@ class Calculator(ASECalculator):
     calibrated. There is none of ``energies``: labels tell of sums alone, so that what an atom's share should be is open
     by some 0.2 to 0.8 eV wherever it sits. ``forces_std`` shows which atoms are unknown. The model's part alone, which
     biases dynamics, is ``potential(model).sigma``.
+
+    The stress is the derivative by the strain over the volume of the cell, along axes that are not periodic too: of a
+    slab in its cell the components in the plane are those of the slab's own, times the share of the cell that it fills.
+
+    Parameters
+    ----------
+    model : or the path of its file.
     """
 
     implemented_properties = [
         "energy", "free_energy", "energies", "forces", "stress", "energy_std", "forces_std", "stress_std",
     ]  # fmt: skip
 
-    def __init__(self, model: Model, **kwargs) -> None:
+    def __init__(self, model: Model | str | Path, **kwargs) -> None:
         super().__init__(**kwargs)
-        self.model = model
+        self.model = model = model if isinstance(model, Model) else load(model)
         self._parameters = model, parameters_of(model)  # on the device, for all calls
         self._made: tuple[Atoms, System, Neighbours] | None = None  # the last list, and what it was made for
         self._capacity = 0  # grows and stays, so that a trajectory compiles once
@@ -57,8 +66,9 @@ class Calculator(ASECalculator):
         model, n = self.model, len(self.atoms)
         if self._parameters[0] is not model:
             self._parameters, self._made, self._capacity = (model, parameters_of(model)), None, 0
-        if {"stress", "stress_std"} & set(properties) and not self.atoms.pbc.all():
-            raise PropertyNotImplementedError("stress needs a cell that is periodic along all three axes")
+        has_volume = self.atoms.cell.rank == 3
+        if {"stress", "stress_std"} & set(properties) and not has_volume:
+            raise PropertyNotImplementedError("stress needs a cell with three independent vectors")
         system, found = self._arrays(self.atoms)
         result = evaluate_one(model, system, found, self._parameters[1])
         if not np.isfinite(result.energy) or not np.isfinite(result.forces).all():
@@ -69,12 +79,12 @@ class Calculator(ASECalculator):
             "forces": result.forces[:n],
             "energy_std": float(result.energy_std),
         }
-        if self.atoms.pbc.all():
+        if has_volume:
             self.results["stress"] = -result.virial / self.atoms.get_volume()
         if {"forces_std", "stress_std"} & set(properties):
             stds = stds_one(model, system, found, self._parameters[1])
             self.results["forces_std"] = stds.forces[:n]
-            if self.atoms.pbc.all():
+            if has_volume:
                 self.results["stress_std"] = stds.virial / self.atoms.get_volume()
 
         if "energies" in properties:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from haljax.structures.labels import Labels, labels, with_labels
+from haljax.structures.keys import candidates, checked_keys, strange, unused
+from haljax.structures.labels import Labels, labels, renamed, with_labels
 from haljax.structures.neighbours import (
     Neighbours,
     NeighbourState,
@@ -24,6 +25,11 @@ __all__ = [
     "Neighbours",
     "System",
     "bucket",
+    "unused",
+    "strange",
+    "renamed",
+    "checked_keys",
+    "candidates",
     "build",
     "from_atoms",
     "labels",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -63,12 +65,27 @@ def read_structures(path: Path) -> list[Atoms]:
     if not path.is_file():
         raise ValueError(f"there is no file {path}")
     try:
-        structures = list(read(path, ":"))
+        try:
+            structures = list(read(path, ":"))
+        except ValueError as error:  # ASE's extended XYZ knows stress and virial as nine numbers only
+            if "special 3x3" not in str(error):
+                raise
+            text = _VOIGT.sub(_nine_numbers, path.read_text(encoding="utf-8"))
+            structures = list(read(StringIO(text), ":", format="extxyz"))
     except Exception as error:  # ASE's readers raise what they like
         raise ValueError(f"{path} cannot be read as structures ({type(error).__name__}: {error})") from error
     if not structures:
         raise ValueError(f"{path} holds no structures")
     return structures
+
+
+_VOIGT = re.compile(r"""\b(stress|virial)=(["'{[])\s*((?:[-+.\deE]+[\s,]+){5}[-+.\deE]+)\s*["'}\]]""", re.IGNORECASE)
+
+
+def _nine_numbers(found: re.Match[str]) -> str:
+    """A tensor of six numbers (xx, yy, zz, yz, xz, xy) in full."""
+    six = re.split(r"[\s,]+", found[3])
+    return f'{found[1]}="{" ".join(six[k] for k in (0, 5, 4, 5, 1, 3, 4, 3, 2))}"'
 
 
 def from_atoms(atoms: Atoms, elements: Sequence[str], size: int | None = None, index: int | None = None) -> System:

@@ -128,7 +128,7 @@ def test_fit_with_a_basis_that_the_data_choose(folder, tmp_path, monkeypatch):
 
 def test_fit_by_default_takes_the_defaults_of_the_library(folder, tmp_path, monkeypatch):
     def fit(basis, train, **settings):
-        assert basis == hx.ace_basis(["Al", "Cu"]) and len(train) == 8 and settings == {}
+        assert basis == hx.ace_basis(["Al", "Cu"]) and len(train) == 8 and settings == {"keys": {}}
         raise ValueError("seen")
 
     monkeypatch.setattr("haljax.training.fit", fit)
@@ -141,6 +141,23 @@ def test_evaluate(folder):
     assert succeeds(*arguments) == f"{table}\n"
     assert json.loads(succeeds(*arguments, "--json")) == table.rows
     assert {"even", "odd", "total"} == set(table.rows)
+
+
+def test_labels_of_other_names(folder, tmp_path):
+    """Usual spellings are found; others are read where their names are given, and named where not."""
+    structures, tables = read(folder / "test.xyz", ":"), []
+    for energy, forces in (("REF_energy", "REF_forces"), ("mace_energy", "mace_forces")):
+        renamed = []
+        for atoms in structures:
+            bare = atoms.copy()
+            bare.info[energy], bare.arrays[forces] = atoms.get_potential_energy(), atoms.get_forces()
+            renamed.append(bare)
+        write(tmp_path / f"{energy}.xyz", renamed, format="extxyz")
+        known = [] if energy == "REF_energy" else ["--energy-key", energy, "--forces-key", forces]
+        tables.append(succeeds("evaluate", folder / "model.npz", tmp_path / f"{energy}.xyz", *known))
+    assert tables[0] == tables[1]
+    message = fails("evaluate", folder / "model.npz", tmp_path / "mace_energy.xyz")
+    assert "has no energy, forces or stress" in message and "'mace_energy'" in message
 
 
 def test_json_has_null_where_a_label_is_missing(folder, tmp_path):

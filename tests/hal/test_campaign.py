@@ -714,6 +714,27 @@ def test_plan_says_what_would_run_and_runs_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_plan_says_what_a_user_may_not_expect(tmp_path):
+    starts = cells()
+    for i, atoms in enumerate(starts):
+        atoms.info["xtb_energy"], atoms.info["mace_energy"] = -1.0, 1e9
+        if i < 2:
+            atoms.set_array("xtb_forces", np.zeros((len(atoms), 3)))
+    starts[3].pbc = False
+    setup = config(tmp_path, starts=starts, stop={"max_labels": 4}, dynamics={"pressure_GPa": 0.0})
+    notes = [line for line in hx.HAL(setup).plan().splitlines() if line.startswith("note ")]
+    assert [words in line for words, line in zip(
+        ("2 structures have an energy and no forces", "pressure_GPa does nothing for 1", "max_labels = 4 is no more",
+         "'mace_energy'] of 4 structures"), notes, strict=True
+    )] == [True] * 4  # fmt: skip
+    # By another name the energies are those of 1e9 eV, and no structure has forces.
+    start = setup["start"] | {"keys": {"energy": "mace_energy"}}
+    plan = hx.HAL(setup | {"start": start}).plan()
+    assert "energies should be in eV" in plan and "2 structures have an energy and no forces" in plan
+    with pytest.raises(ConfigError, match="start.keys.*force is no label"):
+        hx.HAL(setup | {"start": setup["start"] | {"keys": {"force": "f"}}})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -5,8 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from ase import Atoms, units
+from ase.build import fcc111
 from ase.calculators.calculator import PropertyNotImplementedError
+from ase.filters import StrainFilter
 from ase.md.verlet import VelocityVerlet
+from ase.optimize import BFGS
 
 import haljax as hx
 from haljax.evaluation import _evaluate, _stds
@@ -153,16 +156,45 @@ def test_results_are_plain_and_complete(atoms):
     assert not np.array_equal(atoms.calc.get_property("forces_std", atoms), std)
 
 
-def test_molecules_have_no_stress(molecule, alloy):
-    with pytest.raises(PropertyNotImplementedError, match="periodic along all three axes"):
+def test_molecules_have_no_stress(molecule):
+    with pytest.raises(PropertyNotImplementedError, match="three independent vectors"):
         molecule.get_stress()
     molecule.get_forces()
     assert "stress" not in molecule.calc.results
-    slab = alloy(3, (1, 1, 1))
-    slab.pbc = (True, True, False)
-    slab.calc = molecule.calc
-    slab.get_forces()
-    assert "stress" not in slab.calc.results
+
+
+def test_a_slab_has_the_stress_of_its_cell(tiny_model):
+    """Per volume of the cell, so that a filter relaxes what it is told to; twice the vacuum is half the stress."""
+    slab = fcc111("Al", (1, 1, 3), vacuum=6.0)
+    slab.calc = hx.Calculator(tiny_model)
+    assert slab.pbc.tolist() == [True, True, False]
+    stress = slab.get_stress()
+    for voigt, (a, b) in ((0, (0, 0)), (1, (1, 1)), (2, (2, 2)), (5, (0, 1))):
+
+        def strained(copy, h, a=a, b=b):
+            strain = np.zeros((3, 3))
+            strain[a, b] += h / 2
+            strain[b, a] += h / 2
+            copy.set_cell(copy.cell @ (np.eye(3) + strain), scale_atoms=True)
+
+        np.testing.assert_allclose(stress[voigt], slope(slab, strained) / slab.get_volume(), atol=1e-7)
+    assert slab.calc.get_property("stress_std", slab).shape == (6,)
+    wide = slab.copy()
+    wide.cell[2] *= 2
+    wide.calc = slab.calc
+    np.testing.assert_allclose(wide.get_stress(), stress / 2, rtol=1e-9, atol=1e-14)
+    relaxed = slab.copy()
+    relaxed.calc = slab.calc
+    BFGS(StrainFilter(relaxed, mask=[1, 1, 0, 0, 0, 1]), logfile=None).run(fmax=1e-4, steps=50)
+    assert np.abs(relaxed.get_stress()[[0, 1]]).max() < 0.1 * np.abs(stress[[0, 1]]).max()
+    np.testing.assert_array_equal(relaxed.cell[2], slab.cell[2])
+
+
+def test_a_calculator_from_a_file(tiny_model, atoms, tmp_path):
+    tiny_model.save(tmp_path / "model.npz")
+    energy = atoms.get_potential_energy()
+    atoms.calc = hx.Calculator(str(tmp_path / "model.npz"))
+    assert atoms.get_potential_energy() == pytest.approx(energy, rel=1e-14)
 
 
 def test_neither_order_nor_origin_nor_image_matters(atoms):

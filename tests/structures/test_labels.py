@@ -70,12 +70,18 @@ def test_virial_is_minus_volume_times_stress(stress):
     assert np.isnan(out.energy) and np.isnan(out.forces).all() and out.forces.shape == (4, 3)
 
 
-def test_stress_needs_full_periodicity():
+def test_stress_needs_a_volume():
+    """Of a slab in its cell it is a label; where there is no volume, or no axis is periodic, it means nothing."""
     atoms = cubic()
     atoms.pbc = (True, True, False)
-    assert np.isnan(labels(with_labels(atoms, -1.0, stress=STRESS)).stress).all()
-    with pytest.raises(ValueError, match="no energy, forces or stress"):
-        labels(with_labels(atoms, stress=STRESS))
+    np.testing.assert_array_equal(labels(with_labels(atoms, -1.0, stress=STRESS)).stress, STRESS)
+    for change in ({"pbc": False}, {"cell": [*atoms.cell[:2], [0, 0, 0]]}):
+        other = atoms.copy()
+        for name, value in change.items():
+            getattr(other, f"set_{name}")(value)
+        assert np.isnan(labels(with_labels(other, -1.0, stress=STRESS)).stress).all()
+        with pytest.raises(ValueError, match="no energy, forces or stress"):
+            labels(with_labels(other, stress=STRESS))
 
 
 def test_weights():
@@ -121,7 +127,7 @@ def nan_forces():
         (dict(energy=np.nan), "energy is NaN or infinite"),
         (dict(forces=nan_forces()), "forces is NaN or infinite"),
         (dict(forces=FORCES[:, :2]), r"forces has shape \(4, 2\), not \(4, 3\)"),
-        (dict(stress=STRESS[:5]), r"stress has shape \(5,\), not \(6,\) or \(3, 3\)"),
+        (dict(stress=STRESS[:5]), r"stress has shape \(5,\), not \(6,\) or \(3, 3\) or \(9,\)"),
         (dict(energy=[1.0, 2.0]), r"energy has shape \(2,\), not \(\)"),
         (dict(energy=1.0, energy_weight=-1.0), "energy_weight is negative"),
         (dict(energy=1.0, force_weight=np.nan), "force_weight is NaN"),
