@@ -31,6 +31,8 @@ import numpy as np
 log = logging.getLogger(__name__)
 
 POLL_S = 0.05  # between two looks for further jobs while labels are computed
+WATCH_S = 0.5  # between two looks after the workers
+GRACE_S = 2.0  # beyond a worker's own time limit, after which it is ended from here
 
 
 class OracleError(RuntimeError):
@@ -128,8 +130,10 @@ class Oracle:
                         running[future] = _Run(id, payload, attempt, time.perf_counter(), seat)
                     except _Refused as refusal:
                         on_result(id, Outcome(id, None, str(refusal), attempt - 1, 0.0))
-                look = None if more is None else POLL_S
-                for future in futures.wait(running, look, return_when=futures.FIRST_COMPLETED).done:
+                look = WATCH_S if more is None else POLL_S
+                lost = self._watch(running)
+                done = futures.wait(running, 0 if lost else look, return_when=futures.FIRST_COMPLETED).done
+                for future in done | lost:
                     run = running.pop(future)
                     result, error, seconds = self._collect(future, run)
                     if error is not None and run.attempt < self._max_attempts:
@@ -176,8 +180,31 @@ class Oracle:
             self._bury(seat)
             return self._submit(id, payload, busy)
 
+    def _watch(self, running: Mapping[Future[_Attempt], _Run]) -> set[Future[_Attempt]]:
+        """End workers that are dead or overdue, with what they have started; those of which the pool never learns.
+
+        It learns of a death only when nobody holds the worker's descriptors any more, and a program that the worker
+        started may, long after.
+        """
+        lost, now = set(), time.perf_counter()
+        for future, run in running.items():
+            if (seat := run.seat) is None or future.done():
+                continue
+            if seat.killed is not None:
+                if now - seat.killed > GRACE_S:
+                    lost.add(future)
+                continue
+            overdue = self._timeout_s is not None and now - run.started > _most(self._timeout_s)
+            if overdue or seat.dead():
+                seat.overdue, seat.killed = overdue, now
+                seat.kill()
+        return lost
+
     def _collect(self, future: Future[_Attempt], run: _Run) -> _Attempt:
         seconds = time.perf_counter() - run.started
+        if not future.done():
+            assert run.seat is not None
+            return _Attempt(None, self._bury(run.seat, seconds), seconds)
         if future.cancelled():
             return _Attempt(None, "the executor cancelled it", seconds)
         failure = future.exception()
@@ -197,7 +224,7 @@ class Oracle:
                 "starts the campaign under `if __name__ == '__main__':`, in a file, not on standard input."
             )
         code = seat.process.exitcode or 0
-        if self._timeout_s is not None and code == 1 and seconds > self._timeout_s:
+        if self._timeout_s is not None and (seat.overdue or (code == 1 and seconds > self._timeout_s)):
             return f"TimeoutError: no label within {self._timeout_s:g} s, and its process had to be ended"
         if code < 0:
             return f"its process was ended by signal {-code} ({signal.strsignal(-code)})"
@@ -230,6 +257,9 @@ def _take(more: SimpleQueue[Any] | None, waiting: deque, wait: bool) -> SimpleQu
 class _Seat:
     """A worker process."""
 
+    overdue = False
+    killed: float | None = None  # when, because it was dead or overdue
+
     def __init__(self) -> None:
         self.pool = futures.ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _start_worker)
         try:
@@ -241,12 +271,15 @@ class _Seat:
             self.kill()
             raise
 
+    def dead(self) -> bool:
+        return self.ready.done() and self.process.exitcode is not None
+
     def kill(self) -> None:
         """End the process, and what programs it has started, whatever it is doing."""
         with contextlib.suppress(ProcessLookupError, PermissionError):  # macOS: the latter for a dead group
             os.killpg(self.pid, signal.SIGKILL)
         self.process.kill()  # while it starts it has no group of its own yet
-        self.pool.shutdown(cancel_futures=True)
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 class _Run(NamedTuple):
@@ -345,12 +378,16 @@ def _time_limit(timeout_s: float | None, own: bool) -> Iterator[None]:
     signal.signal(signal.SIGALRM, functools.partial(_time_out, timeout_s))
     signal.setitimer(signal.ITIMER_REAL, timeout_s)
     if own:  # ends the process; needs neither the interpreter nor signals, so it ends compiled code too
-        grace = 1.0 + 0.1 * timeout_s
-        faulthandler.dump_traceback_later(timeout_s + grace, exit=True, file=_null())
+        faulthandler.dump_traceback_later(_most(timeout_s) - GRACE_S, exit=True, file=_null())
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0.0)
+
+
+def _most(timeout_s: float) -> float:
+    """Seconds after which nothing in a worker has heeded its time limit."""
+    return 1.1 * timeout_s + 1.0 + GRACE_S
 
 
 def _time_out(timeout_s: float, number: int, frame: FrameType | None) -> NoReturn:

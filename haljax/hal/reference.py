@@ -15,6 +15,9 @@ import numpy as np
 if TYPE_CHECKING:
     from ase import Atoms
 
+LARGEST = 1e9  # eV, eV/Å, eV/Å^3: beyond all that a label can be
+SAME = 1e-6  # Å, below which positions and cells are the same
+
 WEIGHTS = ("energy_weight", "force_weight", "stress_weight")  # of `haljax.structures.labels`
 
 
@@ -105,24 +108,22 @@ def _resolve(path: str) -> Any:
     module, _, name = path.replace(":", ".").rpartition(".")
     try:
         return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except Exception as error:  # a module may raise what it likes while it is imported
         raise ValueError(
-            f"reference.calculator {path!r} cannot be loaded ({error}): give the dotted path of an ASE calculator, "
-            "such as ase.calculators.emt.EMT, and install the package it belongs to"
+            f"reference.calculator {path!r} cannot be loaded ({type(error).__name__}: {error}): give the dotted path "
+            "of an ASE calculator, such as ase.calculators.emt.EMT, and install the package it belongs to"
         ) from error
 
 
 def _label(atoms: Atoms) -> dict[str, Any]:
     from ase.calculators.calculator import PropertyNotImplementedError
 
+    given = atoms.copy()
     try:  # the energy that the forces are the derivative of, where electrons are smeared
         energy = atoms.get_potential_energy(force_consistent=True)
-    except (PropertyNotImplementedError, NotImplementedError):
+    except PropertyNotImplementedError:  # but no other NotImplementedError, which may tell of an element, say
         energy = atoms.get_potential_energy()
-    forces = np.asarray(atoms.get_forces())
-    if forces.shape != (len(atoms), 3):
-        raise ValueError(f"the calculator returned forces of shape {forces.shape} for {len(atoms)} atoms")
-    label = {"energy": float(energy), "forces": forces.tolist()}
+    found = {"energy": (energy, ()), "forces": (atoms.get_forces(), (len(atoms), 3))}
     stress = None
     if atoms.pbc.all():
         try:
@@ -132,8 +133,44 @@ def _label(atoms: Atoms) -> dict[str, Any]:
     elif atoms.pbc.any() and atoms.cell.rank == 3:  # a slab: what is there, since asking may end in any error
         stress = atoms.calc.results.get("stress")
     if stress is not None:
-        label["stress"] = np.asarray(stress).tolist()
-    return label
+        found["stress"] = (stress, (6,))
+    _same(given, atoms)
+    return {what: _real(what, value, shape).tolist() for what, (value, shape) in found.items()}
+
+
+def _real(what: str, value: Any, shape: tuple[int, ...]) -> np.ndarray:
+    """A label as numbers; TypeError or ValueError where it is none."""
+    array = np.asarray(value)
+    if array.dtype.kind not in "fiu":
+        raise TypeError(f"the calculator returned {what} that is not real numbers (of type {array.dtype})")
+    if array.shape != shape:
+        raise ValueError(f"the calculator returned {what} of shape {array.shape} instead of {shape}")
+    if np.isfinite(array).all() and np.any(np.abs(array) > LARGEST):
+        raise ValueError(f"the calculator returned {what} of {np.abs(array).max():.3g}, which cannot be")
+    return array.astype(float)
+
+
+def _same(given: Atoms, now: Atoms) -> None:
+    """ValueError where a calculator has changed the atoms, so that its labels belong to others.
+
+    One that puts atoms back into the cell has moved none.
+    """
+    changes = []
+    if not np.array_equal(given.numbers, now.numbers):
+        changes.append("other elements, or another order")
+    if not np.allclose(np.array(given.cell), np.array(now.cell), rtol=0, atol=SAME):
+        changes.append("another cell")
+    if not changes:
+        step = now.positions - given.positions
+        if given.pbc.any():
+            shifts = np.where(given.pbc, np.rint(given.cell.scaled_positions(step)), 0.0)
+            step = step - shifts @ np.array(given.cell)
+        if (largest := np.linalg.norm(step, axis=1).max()) > SAME:
+            changes.append(f"atoms moved by up to {largest:.2g} Å")
+    if changes:
+        raise ValueError(
+            f"the calculator changed the atoms that it was to label ({', '.join(changes)}): switch off its relaxation"
+        )
 
 
 def _frames(
@@ -154,6 +191,7 @@ def _frames(
         fixcm=False,  # the ensemble is exact only so
         rng=rng,
     )
+    _label(atoms)  # what the dynamics begins with anyway: a calculator that moves atoms is found out here
     dynamics.run(burn_in)
     found = []
     for _ in range(frames):

@@ -43,6 +43,9 @@ def misbehave(payload: dict[str, Any]) -> dict[str, Any]:
         Path(payload["pids"]).write_text(str(subprocess.Popen(["sleep", "1000"]).pid))
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
         ctypes.CDLL(None).pause()
+    if what == "orphan":  # a program that inherits what it can, and outlives the worker
+        os.system(payload["command"] + " & echo $! > " + payload["pids"])
+        os.kill(os.getpid(), signal.SIGKILL)
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "exit":

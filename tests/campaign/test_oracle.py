@@ -106,6 +106,21 @@ def test_programs_that_a_hung_label_started_end_with_it(tmp_path):
     assert gone(int(pids.read_text()))
 
 
+@pytest.mark.parametrize("command", ["sleep 60", "setsid sleep 20"], ids=["of its group", "of its own"])
+def test_a_program_that_outlives_its_worker_holds_nothing(tmp_path, command):
+    """It holds the worker's descriptors, so that the pool does not learn of the death; one of a group of its own is
+    not even ended with the worker. With no time limit."""
+    pids, start = tmp_path / "pid", time.monotonic()
+    with Oracle(misbehave, workers=2, max_attempts=1) as oracle:
+        job = {"do": "orphan", "pids": str(pids), "command": command}
+        outcomes = collect(oracle, {0: job, 1: {"do": "well"}, 2: {"do": "well"}})
+    assert outcomes[0].error == "its process was ended by signal 9 (Killed)"
+    assert outcomes[1].result["y"] == outcomes[2].result["y"] == 1.0
+    assert time.monotonic() - start < 15  # those programs would take longer
+    if command.startswith("sleep"):
+        assert gone(int(pids.read_text()))
+
+
 def test_results_stream_as_they_finish(tmp_path):
     """The first job in is the last out: it ends only once the others' labels have been handed over."""
     order = []

@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-from ase.build import bulk, molecule
+from ase import Atoms
+from ase.build import bulk, fcc111, molecule
 from ase.calculators.calculator import FileIOCalculator
 from ase.calculators.emt import EMT
 from tblite.ase import TBLite
@@ -81,6 +82,101 @@ def test_labels_at_once_do_not_share_files(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["reference"]
     Reference(ByFile(directory="mine"))({"structure": encode(structures[0])})
     assert len(list((tmp_path / "mine").glob("*/output"))) == 1
+
+
+class Misbehaving(EMT):
+    """EMT that does something to the atoms, or to its results, before it returns."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def calculate(self, atoms=None, properties=("energy",), system_changes=()):
+        super().calculate(atoms, properties, system_changes)
+        self.change(atoms, self.results)
+
+
+def moves(atoms, results):
+    atoms.positions[0] += [0.01, 0, 0]
+
+
+def strains(atoms, results):
+    atoms.set_cell(1.001 * atoms.cell.array, scale_atoms=True)
+
+
+def renames(atoms, results):
+    atoms.symbols[0] = "Ag"
+
+
+def sorts(atoms, results):
+    atoms.positions = atoms.positions[::-1].copy()
+
+
+def wraps(atoms, results):
+    atoms.wrap()
+
+
+def puts(what, value):
+    def change(atoms, results):
+        results[what] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (moves, "atoms moved by up to 0.0. Å.: switch off its relaxation"),
+        (sorts, "atoms moved by up to"),
+        (strains, "another cell"),
+        (renames, "other elements, or another order"),
+        (puts("forces", [["1", "2", "3"]] * 8), "forces that is not real numbers"),
+        (puts("forces", np.ones((8, 3), complex)), "forces that is not real numbers"),
+        (puts("forces", None), "forces that is not real numbers"),
+        (puts("free_energy", "low"), "energy that is not real numbers"),
+        (puts("free_energy", 1e300), "energy of 1e[+]300, which cannot be"),
+        (puts("forces", np.full((8, 3), 1e300)), "forces of 1e[+]300"),
+        (puts("forces", np.ones((7, 3))), r"forces of shape \(7, 3\) instead of \(8, 3\)"),
+        (puts("stress", np.full(6, 1e12)), "stress of 1e[+]12"),
+    ],
+)
+def test_false_labels_are_refused(change, message):
+    """A calculator that relaxes returns the labels of another structure; what is no number poisons a journal."""
+    payload = {"structure": encode(_rattled(1)[0])}
+    with pytest.raises((ValueError, TypeError), match=message):
+        Reference(Misbehaving(change))(payload)
+    md = {"temperature_K": 300, "frames": 1, "interval": 1, "burn_in": 1, "timestep_fs": 1.0, "seed": 5}
+    with pytest.raises((ValueError, TypeError), match=message):
+        Reference(Misbehaving(change))(payload | {"md": md})
+
+
+def test_a_calculator_may_put_atoms_back_into_the_cell():
+    atoms = _rattled(1)[0]
+    atoms.positions += [5.0, -9.0, 3.0]
+    label = Reference(Misbehaving(wraps))({"structure": encode(atoms)})
+    atoms.calc = EMT()
+    np.testing.assert_allclose(label["forces"], atoms.get_forces(), atol=1e-10)
+
+
+def test_the_calculators_own_error_is_told():
+    atoms = bulk("Si")
+    with pytest.raises(NotImplementedError, match="No EMT-potential for Si"):
+        Reference("ase.calculators.emt.EMT")({"structure": encode(atoms)})
+
+
+def test_a_module_that_fails_on_import(tmp_path, monkeypatch):
+    (tmp_path / "broken_reference.py").write_text("raise RuntimeError('no licence')")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ValueError, match=r"'broken_reference.make' cannot be loaded \(RuntimeError: no licence\)"):
+        Reference("broken_reference.make")
+
+
+def test_a_slab_keeps_its_stress():
+    atoms = fcc111("Cu", (1, 1, 3), vacuum=5.0)
+    label = Reference("ase.calculators.emt.EMT")({"structure": encode(atoms)})
+    atoms.calc = EMT()
+    np.testing.assert_allclose(label["stress"], atoms.get_stress(), atol=1e-12)
+    assert "stress" not in Reference("ase.calculators.emt.EMT")({"structure": encode(Atoms("Cu"))})
 
 
 def _rattled(n):
