@@ -11,6 +11,7 @@ from haljax.campaign.directory import (
     CampaignMismatch,
     clear_disk_errors,
     open_campaign,
+    recorded,
     recorded_config,
 )
 from haljax.campaign.journal import Journal, JournalError, read_journal, write_atomic
@@ -33,6 +34,7 @@ __all__ = [
     "clear_disk_errors",
     "open_campaign",
     "read_journal",
+    "recorded",
     "recorded_config",
     "timed",
     "why_stop",

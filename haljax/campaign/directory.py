@@ -93,7 +93,9 @@ def open_campaign(
                 f"{journal.path} is not a campaign's journal: its first record is not a start. "
                 "Choose another directory."
             )
-        _compare(directory, first, config, may_change)
+        # As it was resumed last: what may change once, such as a reference that made no label, may not change back.
+        latest = [r["config"] for r in journal.read() if r.get("type") in ("start", "resume") and "config" in r][-1]
+        _compare(directory, first | {"config": latest}, config, may_change)
         journal.append({"type": "resume", "config": config, "versions": _versions()})
         return journal
     except BaseException:
@@ -103,12 +105,14 @@ def open_campaign(
 
 def recorded_config(directory: str | os.PathLike[str]) -> Mapping[str, Any] | None:
     """The config that the campaign in a directory ran with last; None where there is no campaign."""
-    journal = Path(directory) / JOURNAL_NAME
-    records = read_journal(journal) if journal.exists() else []
-    configs = [
-        record["config"] for record in records if record.get("type") in ("start", "resume") and "config" in record
-    ]
+    configs = [r["config"] for r in recorded(directory) if r.get("type") in ("start", "resume") and "config" in r]
     return configs[-1] if configs else None
+
+
+def recorded(directory: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """All records of the campaign in a directory; none where there is no campaign."""
+    journal = Path(directory) / JOURNAL_NAME
+    return list(read_journal(journal)) if journal.exists() else []
 
 
 @contextmanager
@@ -128,9 +132,11 @@ def _compare(directory: Path, first: Mapping[str, Any], config: Mapping[str, Any
     free = tuple(f"{key}." for key in may_change)
     changed = [line for key, line in _differences(first["config"], config) if not f"{key}.".startswith(free)]
     if changed:
+        other = any(line.startswith("reference.") for line in changed)
         raise CampaignMismatch(
             f"{directory} belongs to a campaign with another config:\n  "
             + "\n  ".join(changed)
+            + ("\nIt has labels of the former reference, with which those of another cannot be mixed." if other else "")
             + "\nSet these back to resume it, or choose another directory."
         )
     versions = [line for _, line in _differences(first.get("versions", {}), _versions())]

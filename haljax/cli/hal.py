@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 @click.command(cls=Command)
 @campaign_options
+@click.option("--drop", multiple=True, metavar="ID", help="With --resume: go on without this label; may be repeated.")
 @click.pass_context
 def hal(
     context: click.Context,
@@ -29,6 +30,7 @@ def hal(
     dry_run: bool,
     max_labels: int | None,
     max_iterations: int | None,
+    drop: tuple[str, ...],
 ) -> None:
     """Hyperactive learning: from a dozen structures to a potential, as CONFIG says."""
     from rich.console import Console
@@ -43,7 +45,7 @@ def hal(
         return
     console = Console()
     with interruptible(context, config), (_screen if console.is_terminal else _log)(console, settings) as progress:
-        result = HAL(settings, resume=resume, progress=progress).run(max_labels, max_iterations)
+        result = HAL(settings, resume=resume, progress=progress, drop=drop).run(max_labels, max_iterations)
     import jax
 
     if jax.process_index() > 0:  # of several processes one speaks

@@ -8,7 +8,8 @@ import io
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,7 @@ from haljax.campaign import (
     Progress,
     clear_disk_errors,
     open_campaign,
+    recorded,
     recorded_config,
     timed,
     why_stop,
@@ -91,10 +93,12 @@ class HAL:
     executor : any `concurrent.futures.Executor` (or a function that makes one) for the labels; default: processes.
     resume : go on with what the run directory holds.
     progress : called with a dict at each event.
+    drop : ids of labels to go on without; needs ``resume``. They stay in the journal and are not asked for again.
 
     Raises
     ------
     haljax.config.ConfigError : the config is not valid.
+    ValueError : ``drop`` without ``resume``.
     """
 
     def __init__(
@@ -104,10 +108,13 @@ class HAL:
         executor: Executor | Callable[[], Executor] | None = None,
         resume: bool = False,
         progress: Callable[[dict[str, Any]], Any] | None = None,
+        drop: Iterable[str] = (),
     ) -> None:
         given = calculator is not None
         self.config = config if isinstance(config, HALConfig) else HALConfig.load(config, calculator_given=given)
-        self._executor, self._resume = executor, resume
+        self._executor, self._resume, self._drop = executor, resume, tuple(drop)
+        if self._drop and not resume:
+            raise ValueError("labels are dropped from a campaign that is resumed: pass resume=True (--resume) too")
         self._progress = progress or (lambda event: None)
         reference = self.config.reference
         self._reference = Reference(
@@ -189,8 +196,8 @@ class HAL:
         return result
 
     def _lead(self, max_labels: int | None, max_iterations: int | None) -> Result:
-        if self._resume and (recorded := recorded_config(self.config.directory)) is not None:
-            self.config = self.config.continued(recorded, MAY_CHANGE)
+        if self._resume and (begun := recorded_config(self.config.directory)) is not None:
+            self.config = self.config.continued(begun, MAY_CHANGE)
         starts, test = self._starts(), self._test()
         for line in self._cautions(starts, test):
             log.warning("%s", line)
@@ -209,12 +216,16 @@ class HAL:
                 max_attempts=c.reference.max_attempts,
             )
 
+        # A reference that has made no label yet may be mended in any way.
+        may_change = MAY_CHANGE if _made_labels(directory) else MAY_CHANGE | {"reference"}
         identity = c.as_json() | {"start and test structures": _digest(starts + test)}
         with (
-            open_campaign(directory, identity, resume=self._resume, may_change=MAY_CHANGE) as journal,
+            open_campaign(directory, identity, resume=self._resume, may_change=may_change) as journal,
             clear_disk_errors(directory),
         ):
-            return _Campaign(c, directory, journal, oracle, starts, test, self._progress).run(Limits(**stop))
+            return _Campaign(c, directory, journal, oracle, starts, test, self._progress).run(
+                Limits(**stop), self._drop
+            )
 
     def _starts(self) -> list[Atoms]:
         starts = self._read(self.config.start.structures, self.config.start.keys)
@@ -281,6 +292,7 @@ class _Campaign(Ledger):
 
     def kept(self, record: dict[str, Any]) -> tuple[str, Atoms]:
         atoms = decode(record)
+        atoms.info["label"] = record["id"]  # its name in messages
         if record["iteration"] > 0:  # labels of one batch are alike, so that they are left out together
             atoms.info["group"] = f"iteration {record['iteration']}"
         return record["role"], atoms
@@ -295,9 +307,10 @@ class _Campaign(Ledger):
 
     # ------------------------------------------------------------------------------------------ the whole
 
-    def run(self, limits: Limits) -> Result:
+    def run(self, limits: Limits, drop: Iterable[str] = ()) -> Result:
         started = time.perf_counter() - self.spent_s()
         seconds: dict[str, float] = {}
+        self.drop(drop)
         with timed(seconds, "label"):
             self._label_before_the_first_fit()
         self.test = self._with_role("test")
@@ -334,11 +347,8 @@ class _Campaign(Ledger):
         """Ask again for what was on its way when an asynchronous campaign was interrupted."""
         for iteration, request in self.requests.items():
             jobs = request["jobs"]
-            given_up = self.given_up(jobs)
             if iteration < len(self.iterations):
-                self._label(
-                    {id: job for id, job in jobs.items() if id not in self.labels and id not in given_up}, oracle
-                )
+                self._label(self.waiting(jobs), oracle)
 
     def _iterate(self, model: Model, iteration: int, oracle: Oracle | Background) -> Model:
         seconds: dict[str, float] = {}
@@ -349,8 +359,7 @@ class _Campaign(Ledger):
             with timed(seconds, "select"):
                 self._request(round_, iteration, explored)
         with timed(seconds, "label"):
-            jobs = self.requests[iteration]["jobs"]
-            self._label({id: job for id, job in jobs.items() if id not in self.labels}, oracle, iteration)
+            self._label(self.waiting(self.requests[iteration]["jobs"]), oracle, iteration)
         return self._learn_and_finish(model, iteration, oracle, seconds)
 
     def _wait(self, model: Model, iteration: int, oracle: Oracle | Background) -> Model:
@@ -390,6 +399,10 @@ class _Campaign(Ledger):
         ids = self._start_ids() if before is None else asked[before]
         known = any(id in self.labels or id in self.outstanding for id in ids)
         return known and all(o["status"] in _GUARDS and o.get("frame") == "stopped" for o in origins)
+
+    def _structures(self, ids: Iterable[str]) -> list[Atoms]:
+        """Labelled structures, without those that were dropped."""
+        return [self.labels[id][1] for id in ids if id not in self.dropped]
 
     def _unlearned(self) -> list[str]:
         """Training labels that no fit has seen, in the order they were asked for, whatever order they came in."""
@@ -573,7 +586,9 @@ class _Campaign(Ledger):
         failures = self.failures if self.labels.keys() & self._start_ids() else {}  # else the reference was broken
         unknown = {}
         for id, (role, source, atoms) in jobs.items():
-            if id in self.labels or (id in failures and role != "isolated"):  # without which there is no fit
+            if id in self.labels or id in self.dropped:
+                continue
+            if id in failures and role != "isolated":  # without which there is no fit
                 continue
             job = {"role": role, "origin": {"source": source}, "structure": encode(atoms)}
             if _unlabelled(atoms):
@@ -598,7 +613,7 @@ class _Campaign(Ledger):
             for k in range(n_starts):
                 id = f"md-{temperature:g}-{k}"
                 frames = (md.frames + k) // n_starts
-                if f"{id}-{frames - 1}" in self.labels:
+                if f"{id}-{frames - 1}" in self.labels.keys() | self.dropped:
                     continue
                 atoms = self.starts[k * len(self.starts) // n_starts].copy()
                 atoms.info["config_type"] = f"{temperature:g} K"
@@ -658,7 +673,11 @@ class _Campaign(Ledger):
         labels = (
             {id: outcome.result}
             if frames is None
-            else {f"{id}-{k}": frame for k, frame in enumerate(frames) if f"{id}-{k}" not in self.labels}
+            else {
+                name: frame
+                for k, frame in enumerate(frames)
+                if (name := f"{id}-{k}") not in self.labels and name not in self.dropped
+            }
         )
         for name, label in labels.items():
             known = {k: v for k, v in job.items() if k != "md"} | label
@@ -676,7 +695,8 @@ class _Campaign(Ledger):
             )
         isolated = [id for id in self.labels if id.startswith("isolated-")]
         basis = self._basis_of(self.iterations[0]) if self.iterations else self.config.ace_basis()
-        model = fit(basis, [self.labels[id][1] for id in isolated + ids], **self.config.fit.model_dump())
+        with _way_out():
+            model = fit(basis, self._structures(isolated + ids), **self.config.fit.model_dump())
         self.searched = len(model.structures)
         return model
 
@@ -685,16 +705,17 @@ class _Campaign(Ledger):
         self.progress({"stage": "fit"})
         if not ids:
             return model
-        new = [self.labels[id][1] for id in ids]
+        new = self._structures(ids)
         due = self.growing is not None and len(model.structures) + len(new) >= GROWTH * self.searched
-        model = refit(model, new, self.growing if due else None)
+        with _way_out():
+            model = refit(model, new, self.growing if due else None)
         if due:
             self.searched = len(model.structures)
         return model
 
     def _learned_before(self, model: Model, done: Mapping[str, Any]) -> Model:
         """As `_learn` did in an iteration before the campaign was interrupted, without choosing a basis anew."""
-        new, basis = [self.labels[id][1] for id in done["learned"]], self._basis_of(done)
+        new, basis = self._structures(done["learned"]), self._basis_of(done)
         self.searched = done.get("basis", {}).get("searched", self.searched)
         if basis != model.basis:
             return fit(basis, [*model.structures, *new], **self.config.fit.model_dump())
@@ -751,6 +772,20 @@ class _Campaign(Ledger):
         }
         self.record(record)
         self.progress(record | {"stage": "iteration"})
+
+
+def _made_labels(directory: Path) -> bool:
+    """Whether a label of the reference is in the journal, not only those that came with the structures."""
+    return any(record.get("type") == "label" and record.get("attempts", 0) > 0 for record in recorded(directory))
+
+
+@contextmanager
+def _way_out() -> Iterator[None]:
+    """What can be done about a label that makes a fit fail."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{error} (to go on without a label: --resume --drop ID)") from error
 
 
 def _held(atoms: Atoms) -> dict[str, Any]:

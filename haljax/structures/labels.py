@@ -14,6 +14,9 @@ if TYPE_CHECKING:
     from ase import Atoms
 
 
+LARGEST = 1e15  # in any unit; larger ones make a fit overflow
+
+
 class Labels(NamedTuple):
     """What is known of one structure; a label that is missing is NaN throughout.
 
@@ -69,6 +72,10 @@ def labels(atoms: Atoms, index: int | None = None, keys: Mapping[str, str] | Non
             raise ValueError(f"{name}: {what} has shape {value.shape}, not {wanted}; correct it or leave it out")
         if not np.isfinite(value).all():
             raise ValueError(f"{name}: {what} is NaN or infinite; label the structure again or leave it out")
+        if np.any(np.abs(value) > LARGEST):
+            raise ValueError(
+                f"{name}: {what} of {np.abs(value).max():.3g} cannot be; label the structure again or leave it out"
+            )
         return value
 
     results = getattr(atoms.calc, "results", {})

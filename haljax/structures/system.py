@@ -49,8 +49,10 @@ def bucket(n: int, step: int = 8) -> int:
 
 
 def structure_name(atoms: Atoms, index: int | None = None) -> str:
-    """How errors call a structure: "structure 7 (Al4Cu4)"."""
-    return f"structure {'' if index is None else f'{index} '}({atoms.get_chemical_formula() or 'empty'})"
+    """How errors call a structure: "structure 7 (Al4Cu4)", in a campaign "structure 7, label start-7 (Al4Cu4)"."""
+    name = "structure" if index is None else f"structure {index}"
+    name += f", label {atoms.info['label']}" if "label" in atoms.info else ""
+    return f"{name} ({atoms.get_chemical_formula() or 'empty'})"
 
 
 def read_structures(path: Path) -> list[Atoms]:

@@ -63,6 +63,21 @@ class Moody(EMT):
         super().calculate(*args, **kwargs)
 
 
+class Choosy(EMT):
+    """Once there is a certain file, every structure but the first that it sees then fails."""
+
+    def __init__(self, unless):
+        super().__init__()
+        self.unless = unless
+
+    def calculate(self, *args, **kwargs):
+        if os.path.exists(self.unless):
+            if os.path.exists(f"{self.unless}-seen"):
+                raise RuntimeError("not again")
+            open(f"{self.unless}-seen", "a").close()
+        super().calculate(*args, **kwargs)
+
+
 class Waiting(Moody):
     """Does not answer while there is a certain file; leaves another when it has."""
 

@@ -362,14 +362,17 @@ def test_labels_that_fail_are_recorded_and_the_campaign_goes_on(tmp_path, calcul
     assert [r["iteration"] for r in records(tmp_path, "iteration")] == [0, 1]
 
 
-def test_a_reference_that_always_fails_ends_the_run_with_its_message_and_can_be_mended(tmp_path):
+def test_a_reference_that_always_fails_ends_the_run_with_its_message_and_can_be_mended(tmp_path, no_pictures):
+    """By the config too, until it has made a label."""
     setup = config(tmp_path, stop={"max_iterations": 1})
     setup["reference"] |= {"calculator": "tests.hal.references.Broken", "max_attempts": 1}
     with pytest.raises(RuntimeError, match="licence expired.*Fix the reference calculator, then rerun with --resume"):
         hx.HAL(setup).run()
-    with pytest.raises(CampaignMismatch, match="reference.calculator"):
-        hx.HAL(config(tmp_path, stop={"max_iterations": 1}), resume=True).run()
-    assert len(records(tmp_path, "failed")) == 4
+    mended = config(tmp_path, stop={"max_iterations": 1})
+    hx.HAL(mended, resume=True).run()
+    assert len(records(tmp_path, "failed")) == 4 and len(records(tmp_path, "label")) == 6
+    with pytest.raises(CampaignMismatch, match="reference.calculator(.|\\n)*labels of the former reference"):
+        hx.HAL(setup, resume=True).run()
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -460,6 +463,66 @@ def test_starts_that_failed_are_not_tried_at_every_resumption(tmp_path, no_pictu
     failed = len(records(tmp_path, "failed"))
     hx.HAL(setup, resume=True).run()
     assert failed >= 2 and len(records(tmp_path, "failed")) == failed
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_a_label_that_failed_where_others_did_not_is_tried_once(tmp_path, no_pictures, asynchronous):
+    """However often the iteration that asked for it is interrupted and resumed."""
+    labels = {"asynchronous": asynchronous, "per_iteration": 3, "test_fraction": 0.0}
+    setup = config(tmp_path, labels=labels, stop={"max_iterations": 1})
+    setup["reference"] |= {
+        "calculator": "tests.hal.references.Choosy", "max_attempts": 1, "workers": 1,
+        "arguments": {"unless": str(tmp_path / "choosy")},
+    }  # fmt: skip
+
+    def choosy_from_the_dynamics_on(event):
+        if event["stage"] == "dynamics":
+            (tmp_path / "choosy").touch()
+
+    def interrupt(event):
+        if event["stage"] == "label" and event.get("failed") and event["done"]:
+            raise KeyboardInterrupt
+
+    for progress in (lambda e: (choosy_from_the_dynamics_on(e), interrupt(e)), None):
+        try:
+            hx.HAL(setup, resume=True, progress=progress).run()
+        except KeyboardInterrupt:
+            assert progress is not None
+    failed = [record["id"] for record in records(tmp_path, "failed")]
+    assert failed and len(failed) == len(set(failed))
+    assert records(tmp_path, "iteration")[-1]["learned"] == ["1-0"]
+
+
+def test_a_label_can_be_dropped(tmp_path, no_pictures):
+    """It stays in the journal, is in no fit any more, and is not asked for again."""
+    setup = config(tmp_path, labels={"test_fraction": 0.0}, stop={"max_iterations": 1})
+    whole = hx.HAL(setup).run()
+    with pytest.raises(ValueError, match="there is no label 1-7 to drop; there are 1-"):
+        hx.HAL(setup, resume=True, drop=["1-7"]).run()
+    with pytest.raises(ValueError, match="pass resume=True"):
+        hx.HAL(setup, drop=["1-0"])
+    result = hx.HAL(setup, resume=True, drop=["1-0", "start-3"]).run(max_iterations=2)
+    assert [record["id"] for record in records(tmp_path, "drop")] == ["1-0", "start-3"]
+    known = [atoms.info["label"] for atoms in result.model.structures]
+    assert known == ["start-0", "start-1", "start-2", "1-1", "2-0", "2-1"]
+    assert len(whole.model.structures) == 6
+    again = hx.HAL(setup, resume=True, drop=["1-0"]).run(max_iterations=2)
+    assert [atoms.info["label"] for atoms in again.model.structures] == known
+    assert len(records(tmp_path, "label")) == 8 and len(records(tmp_path, "drop")) == 2
+
+
+def test_a_label_that_no_fit_can_take_is_named_with_the_way_out(tmp_path, no_pictures):
+    setup = config(tmp_path, stop={"max_iterations": 1})
+    hx.HAL(setup).run()
+    journal = tmp_path / "run" / "journal.jsonl"
+    lines = [json.loads(line) for line in journal.read_text().splitlines()]
+    bad = next(record for record in lines if record.get("id") == "start-2")
+    bad["forces"][1][2] = 1e300  # as an earlier version would have recorded it
+    journal.write_text("".join(json.dumps(record) + "\n" for record in lines))
+    with pytest.raises(ValueError, match=r"structure 2, label start-2 \(.*\): forces of 1e[+]300 .*--resume --drop ID"):
+        hx.HAL(setup, resume=True).run()
+    result = hx.HAL(setup, resume=True, drop=["start-2"]).run()
+    assert "start-2" not in [atoms.info["label"] for atoms in result.model.structures]
 
 
 def test_labelled_starts_are_not_labelled_again(tmp_path, no_pictures):
