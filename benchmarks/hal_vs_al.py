@@ -33,8 +33,8 @@ from haljax.config import Dynamics
 from haljax.hal.acquisition import explore, room_for
 
 METHODS = {
-    "HAL": {"tau_rel": 0.2, "tolerance": 0.2, "replicas": 8},
-    "active learning": {"tau_rel": 0.0, "tolerance": 0.2, "replicas": 8},
+    "HAL": {"tau_rel": 0.2, "replicas": 8},
+    "active learning": {"tau_rel": 0.0, "replicas": 8},
     "MD snapshots": {"tau_rel": 0.0, "tolerance": 1e9, "replicas": 4},
 }
 TEMPERATURE = 900.0  # K, of the test set and of the runs that are to stay stable
