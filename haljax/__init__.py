@@ -16,7 +16,7 @@ _HOME = {
     "GrowingBasis": "haljax.ace",
     "ace_basis": "haljax.ace",
     "Model": "haljax.model",
-    "load": "haljax.model",
+    "load": "haljax.model_file",
     "fit": "haljax.training",
     "refit": "haljax.training",
     "select": "haljax.training",

@@ -238,6 +238,56 @@ def test_another_basis_is_refused(saved):
         hx.load(saved)
 
 
+META = {
+    "cutoff": lambda meta: meta["basis"].pop("cutoff"),
+    "a key": lambda meta: meta.pop("loo"),
+    "a type": lambda meta: meta["basis"].update(order="2"),
+    "degree": lambda meta: meta["basis"].update(max_degree=2.5),
+    "element": lambda meta: meta["basis"].update(elements=["Al", "Xx"]),
+    "no list": lambda meta: meta["basis"].update(elements="Al"),
+    "factor": lambda meta: meta.update(energy_calibration=-1.0),
+    "settings": lambda meta: meta["settings"].update(solver="other"),
+    "weights": lambda meta: meta["settings"].pop("force_weight"),
+    "structures": lambda meta: meta["configurations"].pop(),
+}
+ARRAYS = {
+    "mean missing": lambda a: a.pop("posterior_mean"),
+    "near missing": lambda a: a.pop("near"),
+    "shape": lambda a: a.update(posterior_mean=a["posterior_mean"][:-1]),
+    "factor": lambda a: a.update(spread_factor=a["spread_factor"][:, :-1]),
+    "nan": lambda a: a["posterior_mean"].__setitem__(3, np.nan),
+    "inf": lambda a: a["radii"].__setitem__((0, 0, 0), np.inf),
+    "strings": lambda a: a.update(spread_noise=np.array(["a", "b", "c"])),
+    "mask": lambda a: a.update(active=a["active"].astype(float)),
+    "species": lambda a: a["data_species"].__setitem__(0, 7),
+    "positions": lambda a: a.update(data_positions=a["data_positions"][:5]),
+    "negative": lambda a: a["spread_noise"].__setitem__(0, -1.0),
+}
+
+
+@pytest.mark.parametrize("change", [*META, *ARRAYS])
+def test_a_damaged_file_is_refused_and_not_guessed_at(saved, change):
+    """A missing cutoff once became the default."""
+    with np.load(saved) as data:
+        arrays = dict(data)
+    meta = json.loads(str(arrays.pop("meta")))
+    META[change](meta) if change in META else ARRAYS[change](arrays)
+    np.savez(saved, meta=np.array(json.dumps(meta)), **arrays)
+    with pytest.raises(ValueError, match=r"model\.npz cannot be used: .+\. Take a copy"):
+        hx.load(saved)
+
+
+def test_a_model_is_itself_and_prints_in_a_line(tiny_model):
+    other = replace(tiny_model)
+    assert tiny_model == tiny_model and tiny_model != other and len({tiny_model, other, tiny_model}) == 2
+    assert repr(tiny_model) == f"Model(8 structures; {tiny_model.choice})" and "\n" not in str(tiny_model)
+
+
+def test_a_folder_that_is_not_there_is_named(tiny_model, tmp_path):
+    with pytest.raises(JournalError, match="there is no directory .*absent; make it first"):
+        tiny_model.save(tmp_path / "absent" / "model.npz")
+
+
 def test_missing_file(tmp_path):
     with pytest.raises(FileNotFoundError):
         hx.load(tmp_path / "absent.npz")

@@ -187,6 +187,8 @@ def write_atomic(path: str | os.PathLike[str], content: bytes | str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
         sync_directory(path.parent)
+    except FileNotFoundError as error:
+        raise JournalError(f"{path} cannot be written: there is no directory {path.parent}; make it first") from error
     except OSError as error:
         raise JournalError(
             f"{path} cannot be written: {error.strerror}. What was there before is untouched; "

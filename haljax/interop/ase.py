@@ -12,7 +12,8 @@ from ase.calculators.calculator import Calculator as ASECalculator
 from ase.calculators.calculator import PropertyNotImplementedError, all_changes
 
 from haljax.evaluation import evaluate_one, stds_one
-from haljax.model import Model, load
+from haljax.model import Model
+from haljax.model_file import load
 from haljax.potentials import atom_energies, parameters_of
 from haljax.structures import Neighbours, System, from_atoms, neighbour_list
 

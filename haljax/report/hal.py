@@ -470,7 +470,7 @@ def _model_sections(
     from haljax.close import collapses
     from haljax.evaluation import Calibration, hole_words, predict
     from haljax.hal.reference import decode
-    from haljax.model import load
+    from haljax.model_file import load
 
     sections: list[Section] = []
     judged = [r for r in iterations if r["errors"] or r.get("leave_one_out", {}).get("groups")]
