@@ -14,16 +14,19 @@ data (`haljax.ace.closeness`): there the energy is repulsive, and no tau makes a
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from haljax.ace import ACEBasis, closeness, core_energy, density_features, descriptor, energy_and_features, n_density
 from haljax.ace.features import RECOMPUTED, in_blocks
-from haljax.structures import Neighbours, System, neighbours_at, separations, vectors
+from haljax.structures import NeighbourList, Neighbours, System, neighbours_at, separations, vectors
+from haljax.structures.lists import made_on_host, rows_of
 
 if TYPE_CHECKING:
     from haljax.model import Model
@@ -384,7 +387,8 @@ class Potential(NamedTuple):
     energy: Callable[..., jax.Array]
     sigma: Callable[..., jax.Array]
     biased: Callable[..., jax.Array]
-    neighbours: Callable[..., Neighbours]
+    neighbours: Callable[..., NeighbourList]
+    species: Callable[..., jax.Array]
     parameters: Parameters
     cutoff: float
 
@@ -395,70 +399,96 @@ def potential(model: Model) -> Potential:
     ``energy(R, box=None, species=None, neighbor=None, perturbation=None, parameters=None)`` and likewise ``sigma``
     and ``biased(…, tau)``; eV. sigma is the model's standard deviation alone, without noise and calibration, which
     ``energy_std`` of the calculator has. biased is E - tau sigma, and fades to E where atoms come closer than in the
-    data, so that it is repulsive there whatever tau.
+    data, so that it is repulsive there whatever tau. Other keywords, which jax-md passes on (kT, say), are ignored.
 
     - R (N, 3): positions in Å (real coordinates).
-    - box: lattice vectors in **columns** (jax-md), (3, 3), (3,) or a scalar, Å; None for a molecule.
-    - species (N,): indices into ``model.basis.elements``, -1 for a padded atom; may be left out for one element.
-    - neighbor: what ``neighbours(R, box, species)`` gave (any cell, periodic images included), or a jax-md *dense*
-      list, with which the box must be larger than twice the cutoff. Without one, a molecule takes all its pairs; a
-      periodic system needs a list.
+    - box: lattice vectors in **columns** (jax-md), (3, 3), (3,) or a scalar, Å; None for a molecule. Of ASE's atoms it
+      is ``atoms.cell.array.T``.
+    - species (N,): indices into ``model.basis.elements``, -1 for a padded atom, as ``species(atoms)`` gives them; no
+      atomic numbers. May be left out for one element. Energies are NaN where one is out of range.
+    - neighbor: what ``neighbours(R, box, species, skin)`` gave (any cell, periodic images included), or a jax-md
+      *dense* list, with which the box must be larger than twice the cutoff. Without one, a molecule takes all its
+      pairs; a periodic system needs a list.
     - perturbation (3, 3): deformation of all vectors, as ``jax_md.quantity.stress`` passes it.
     - parameters: a `Parameters` pytree in place of the model's own, for example to vmap over coefficients.
 
-    ``neighbours(R, box=None, species=None, skin=0.0)`` is a list made on the host. An incomplete list gives NaN.
+    ``neighbours(R, box=None, species=None, skin=0.0)`` is a list made on the host, a `NeighbourList`. Once atoms have
+    moved half the skin, or the box has changed as much, energies are NaN; ``neighbor.update(R, box)`` renews the list
+    inside jit. jax-md's own list with ``dr_threshold`` looks at positions alone: it does not notice a box that changes.
     """
-    from haljax.structures import neighbour_list
-
     basis = model.basis
     own = parameters_of(model)
+
+    def species_of(atoms) -> jax.Array:
+        """Species (N,) of ASE's atoms, or of a list of chemical symbols."""
+        symbols = list(getattr(atoms, "symbols", atoms))
+        if unknown := sorted(set(symbols) - set(basis.elements)):
+            raise ValueError(f"{', '.join(unknown)} is not among the basis' elements ({', '.join(basis.elements)})")
+        return jnp.array([basis.elements.index(symbol) for symbol in symbols], jnp.int32)
 
     def as_system(R, box, species) -> System:
         R = jnp.asarray(R)
         if species is None:
             if basis.n_species > 1:
                 raise ValueError(
-                    f"species is needed: an (N,) array of indices into the basis' elements {basis.elements}"
+                    f"species is needed: an (N,) array of indices into the basis' elements {basis.elements}, as "
+                    "potential.species(atoms) gives"
                 )
             species = jnp.zeros(R.shape[0], jnp.int32)
-        cell = jnp.eye(3, dtype=R.dtype) if box is None else _columns_to_rows(box, R.dtype)
+        if not isinstance(species, jax.core.Tracer) and not np.all(_in_range(np.asarray(species), basis)):
+            raise ValueError(
+                f"species must be from 0 to {basis.n_species - 1}, indices into {basis.elements}, or -1 for a padded "
+                f"atom, not {np.unique(species).tolist()}: potential.species(atoms) gives them"
+            )
+        cell = jnp.eye(3, dtype=R.dtype) if box is None else rows_of(box, R.dtype)
         return System(R, jnp.asarray(species), cell, jnp.full(3, box is not None))
 
-    def neighbours(R, box=None, species=None, skin: float = 0.0) -> Neighbours:
+    def neighbours(R, box=None, species=None, skin: float = 0.0) -> NeighbourList:
         """Complete neighbour list out to cutoff + skin (Å), on the host."""
-        import numpy as np
+        return made_on_host(as_system(R, box, species), basis.cutoff, skin)
 
-        return Neighbours(
-            *map(jnp.asarray, neighbour_list(jax.tree.map(np.asarray, as_system(R, box, species)), basis.cutoff + skin))
-        )
-
-    def arguments(R, box, species, neighbor, perturbation, parameters):
+    def arguments(R, box, species, neighbor, perturbation, parameters, others):
+        _refuse_near_misses(others)
         params = own if parameters is None else parameters
         params = jax.tree.map(lambda leaf: leaf.astype(jnp.asarray(R).dtype), params)
         system = as_system(R, box, species)
         strain = None if perturbation is None else jnp.asarray(perturbation).T - jnp.eye(3, dtype=system.cell.dtype)
-        return basis, params, system, _as_neighbours(basis, system, neighbor, box is None), strain
+        found = _as_neighbours(basis, system, neighbor, box is None, strain)
+        known = jnp.all(_in_range(system.species, basis))
+        return basis, params, system, found._replace(overflow=jnp.where(known, found.overflow, -1)), strain
 
-    def energy(R, box=None, species=None, neighbor=None, perturbation=None, parameters=None):
-        return total_energy(*arguments(R, box, species, neighbor, perturbation, parameters))
+    def energy(R, box=None, species=None, neighbor=None, perturbation=None, parameters=None, **others):
+        return total_energy(*arguments(R, box, species, neighbor, perturbation, parameters, others))
 
-    def sigma(R, box=None, species=None, neighbor=None, perturbation=None, parameters=None):
-        return energy_and_sigma(*arguments(R, box, species, neighbor, perturbation, parameters))[1]
+    def sigma(R, box=None, species=None, neighbor=None, perturbation=None, parameters=None, **others):
+        return energy_and_sigma(*arguments(R, box, species, neighbor, perturbation, parameters, others))[1]
 
-    def biased(R, box=None, species=None, neighbor=None, tau=0.0, perturbation=None, parameters=None):
-        basis, params, system, found, strain = arguments(R, box, species, neighbor, perturbation, parameters)
+    def biased(R, box=None, species=None, neighbor=None, tau=0.0, perturbation=None, parameters=None, **others):
+        basis, params, system, found, strain = arguments(R, box, species, neighbor, perturbation, parameters, others)
         return biased_energy(basis, params, system, found, tau, strain)
 
-    return Potential(energy, sigma, biased, neighbours, own, basis.cutoff)
+    return Potential(energy, sigma, biased, neighbours, species_of, own, basis.cutoff)
 
 
-def _columns_to_rows(box: Any, dtype) -> jax.Array:
-    box = jnp.asarray(box, dtype)
-    return box.T if box.ndim == 2 else jnp.diag(jnp.broadcast_to(box, (3,)))
+def _in_range(species: Array, basis: ACEBasis) -> Array:
+    return (species >= -1) & (species < basis.n_species)
 
 
-def _as_neighbours(basis: ACEBasis, system: System, neighbor: Any, molecule: bool) -> Neighbours:
+def _refuse_near_misses(others: Mapping[str, Any]) -> None:
+    """A misspelt argument is not one that jax-md passes on."""
+    for name in others:
+        if near := get_close_matches(name, ("box", "species", "neighbor", "tau", "perturbation", "parameters"), 1, 0.8):
+            raise TypeError(f"{name!r} is no argument of a potential: did you mean {near[0]!r}?")
+
+
+def _as_neighbours(
+    basis: ACEBasis, system: System, neighbor: Any, molecule: bool, strain: jax.Array | None
+) -> Neighbours:
     """haljax's own list, all pairs of a molecule, or a dense jax-md list taken at minimum image."""
+    if isinstance(neighbor, NeighbourList):
+        change = jnp.eye(3, dtype=system.cell.dtype) + (0.0 if strain is None else strain)
+        positions, cell = (jnp.matmul(x, change, precision=_HIGHEST) for x in (system.positions, system.cell))
+        return neighbor.checked(positions, cell)
     if isinstance(neighbor, Neighbours):
         return neighbor
     n = system.positions.shape[0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from haljax.structures.keys import candidates, checked_keys, strange, unused
 from haljax.structures.labels import Labels, labels, renamed, with_labels
+from haljax.structures.lists import NeighbourList
 from haljax.structures.neighbours import (
     Neighbours,
     NeighbourState,
@@ -21,6 +22,7 @@ from haljax.structures.system import System, bucket, from_atoms, read_structures
 
 __all__ = [
     "Labels",
+    "NeighbourList",
     "NeighbourState",
     "Neighbours",
     "System",

@@ -1,5 +1,8 @@
 """`haljax.potential` inside jax-md and JAX, and beside the ASE calculator."""
 
+from dataclasses import replace
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -202,5 +205,100 @@ def test_what_would_be_wrong_is_refused(p, crystal, alloy):
     squeezed = nbrs.set(error=nbrs.error.update(partition.PEC.NEIGHBOR_LIST_OVERFLOW, True))
     assert np.isnan(p.energy(R, box=box, species=species, neighbor=squeezed))
     assert np.isnan(p.energy(R * 0.9, box=box * 0.9, species=species, neighbor=full))
-    incomplete = p.neighbours(R, box, species)._replace(overflow=jnp.int32(99))
+    ours = p.neighbours(R, box, species)
+    incomplete = replace(ours, neighbours=ours.neighbours._replace(overflow=jnp.int32(99)))
     assert np.isnan(p.energy(R, box, species, incomplete)) and np.isnan(p.sigma(R, box, species, incomplete))
+
+
+def test_a_stale_list_is_nan_and_a_renewed_one_is_exact(p, crystal):
+    """What moved less than half the skin, or was strained as little, has the energy of a new list."""
+    _, R, box, species = crystal
+    old = p.neighbours(R, box, species, skin=0.5)
+    renewed = jax.jit(lambda R, box: old.update(R, box))
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=R.shape)
+    directions /= np.linalg.norm(directions, axis=1)[:, None]
+    shear = jnp.eye(3).at[0, 1].set(0.03)
+    for moved, cell, fine in (
+        (R + 0.24 * directions, box, True),
+        (R.at[5, 0].add(1.0), box, False),
+        (R + 0.3 * directions, box, False),
+        (R @ (0.99 * jnp.eye(3)), 0.99 * box, True),
+        (R @ (0.93 * jnp.eye(3)), 0.93 * box, False),
+        (R @ shear.T, shear @ box, True),
+        (R, 0.96 * box, False),
+    ):
+        others = {"box": cell, "species": species}
+        exact = p.energy(moved, **others, neighbor=p.neighbours(moved, cell, species))
+        for function in (p.energy, p.sigma, partial(p.biased, tau=1.0)):
+            found = function(moved, **others, neighbor=old)
+            assert np.isfinite(found) if fine else np.isnan(found)
+            assert np.isfinite(function(moved, **others, neighbor=renewed(moved, cell)))
+        np.testing.assert_allclose(p.energy(moved, **others, neighbor=renewed(moved, cell)), exact, rtol=1e-12)
+        if fine:
+            np.testing.assert_allclose(p.energy(moved, **others, neighbor=old), exact, rtol=1e-12)
+    np.testing.assert_array_equal(renewed(R + 0.1 * directions, box).index, old.index)  # no work where none is needed
+    # A strain of `perturbation` counts too, and its derivative at none does not.
+    strained = partial(p.energy, R, box=box, species=species, neighbor=old)
+    assert np.isfinite(strained(perturbation=1.01 * jnp.eye(3))) and np.isnan(strained(perturbation=1.1 * jnp.eye(3)))
+    # Finite differences of a list without a skin, and positions of float32, are no move.
+    tight = p.neighbours(R, box, species)
+    assert np.isfinite(p.energy(R.at[0, 0].add(1e-4), box, species, tight))
+    assert np.isfinite(p.energy(R.astype(jnp.float32), box.astype(jnp.float32), species, tight))
+
+
+def test_a_list_that_cannot_be_renewed_says_so(p, crystal):
+    _, R, box, species = crystal
+    old = p.neighbours(R, box, species, skin=0.3)
+    crowded = old.update(0.8 * R, 0.8 * box)
+    assert int(crowded.overflow) != 0
+    assert np.isnan(p.energy(0.8 * R, box=0.8 * box, species=species, neighbor=crowded))
+    again = p.neighbours(0.8 * R, 0.8 * box, species)
+    assert np.isfinite(p.energy(0.8 * R, box=0.8 * box, species=species, neighbor=again))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_nve_with_a_list_that_is_renewed(p, crystal):
+    """100 fs in which atoms cross the skin: with the first list NaN, renewed it is as with a list wide enough."""
+    _, R, box, species = crystal
+    mass = jnp.where(species == 0, 26.98, 63.55)[:, None]
+
+    def last(renew, skin):
+        init, apply = simulate.nve(p.energy, lambda R, dR, **_: R + dR, 0.2)
+        neighbor = p.neighbours(R, box, species, skin=skin)
+        state = init(jax.random.key(1), R, kT=0.1, mass=mass, box=box, species=species, neighbor=neighbor)
+
+        def step(carry, _):
+            state, neighbor = carry
+            neighbor = neighbor.update(state.position) if renew else neighbor
+            state = apply(state, box=box, species=species, neighbor=neighbor, kT=0.1)
+            return (state, neighbor), None
+
+        return jax.jit(lambda carry: jax.lax.scan(step, carry, length=50)[0][0])((state, neighbor))
+
+    kept, renewed, wide = last(False, 0.3), last(True, 0.3), last(False, 2.5)
+    assert np.isnan(kept.position).any()
+    assert np.abs(renewed.position - R).max() > 0.3
+    # jax-md's constants are of float32, and the sums of another order.
+    np.testing.assert_allclose(renewed.position, wide.position, atol=1e-6)
+
+
+def test_species_are_indices(p, crystal, small_model):
+    atoms, R, box, species = crystal
+    np.testing.assert_array_equal(p.species(atoms), species)
+    np.testing.assert_array_equal(p.species(["Cu", "Al"]), [1, 0])
+    with pytest.raises(ValueError, match="Ni is not among"):
+        p.species(["Ni"])
+    neighbours, numbers = p.neighbours(R, box, species), jnp.asarray(atoms.numbers)
+    with pytest.raises(ValueError, match=r"species must be from 0 to 1, .* not \[13, 29\]: potential.species\(atoms\)"):
+        hx.potential(small_model).energy(R, box, numbers, neighbours)
+    assert np.isnan(jax.jit(p.energy)(R, box, numbers, neighbours))
+    assert np.isnan(jax.jit(p.sigma)(R, box, jnp.full_like(species, -2), neighbours))
+
+
+def test_other_keywords_do_no_harm_and_misspelt_ones_are_refused(p, crystal):
+    _, R, box, species = crystal
+    others = {"box": box, "species": species, "neighbor": p.neighbours(R, box, species)}
+    assert p.energy(R, **others, kT=0.1, t=3) == p.energy(R, **others)
+    with pytest.raises(TypeError, match="'neighbour' is no argument of a potential: did you mean 'neighbor'"):
+        p.energy(R, box=box, species=species, neighbour=others["neighbor"])
