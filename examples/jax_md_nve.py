@@ -20,32 +20,34 @@ p = hx.potential(model)
 
 atoms = structures()[6]
 box = jnp.asarray(atoms.cell.array.T)  # jax-md has lattice vectors in columns
-species = jnp.asarray([model.basis.elements.index(symbol) for symbol in atoms.symbols])
+species = p.species(atoms)
 mass = jnp.asarray(atomic_masses[atoms.numbers])
 R = jnp.asarray(atoms.positions)
-neighbours = p.neighbours(R, box, species, skin=2.0)  # wide enough for this short run
+neighbours = p.neighbours(R, box, species, skin=0.5)
 
 
 def conserved(tau: float, n_steps: int = 200) -> jax.Array:
     """Largest change of E - tau sigma plus kinetic energy, eV, of each replica."""
 
-    def h(R, **_):
-        return p.biased(R, box=box, species=species, neighbor=neighbours, tau=tau)
+    def h(R, neighbor, **_):
+        return p.biased(R, box=box, species=species, neighbor=neighbor, tau=tau)
 
     init, step = simulate.nve(h, lambda R, dR, **_: R + dR, dt=1.0 * units.fs)
 
-    def total(state):
-        return h(state.position) + jnp.sum(state.momentum**2 / (2 * state.mass))
+    def total(state, neighbor):
+        return h(state.position, neighbor) + jnp.sum(state.momentum**2 / (2 * state.mass))
 
     def replica(key):
-        state = init(key, R, kT=600 * units.kB, mass=mass)
+        state = init(key, R, kT=600 * units.kB, mass=mass, neighbor=neighbours)
 
-        def one(state, _):
-            state = step(state)
-            return state, total(state)
+        def one(carry, _):
+            state, neighbor = carry
+            neighbor = neighbor.update(state.position)  # made anew where atoms have moved too far for it
+            state = step(state, neighbor=neighbor)
+            return (state, neighbor), total(state, neighbor)
 
-        _, energies = jax.lax.scan(one, state, length=n_steps)
-        return jnp.max(jnp.abs(energies - total(state)))
+        _, energies = jax.lax.scan(one, (state, neighbours), length=n_steps)
+        return jnp.max(jnp.abs(energies - total(state, neighbours)))
 
     return jax.jit(jax.vmap(replica))(jax.random.split(jax.random.key(0), 8))
 

@@ -124,7 +124,7 @@ def in_box(p, atoms, elements):
     if not atoms.pbc.any():
         return {"species": species}
     # A skin, as the atom that is moved goes no further than half of it.
-    neighbour = p.neighbours(atoms.positions, box, species, skin=2.0)
+    neighbour = p.neighbours(atoms.positions, box, species, skin=4.0)
     return {"box": box, "species": species, "neighbor": neighbour}
 
 
