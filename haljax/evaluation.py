@@ -111,7 +111,7 @@ def evaluate(model: Model, test: Sequence[Atoms], keys: Mapping[str, str] | None
         notes.append(
             f"{repeated} of {len(test)} test structures are in the training set: their errors are not test errors"
         )
-    notes += [*hole_words(_holes(model)), *unused(test, keys), *strange(test)]
+    notes += [*hole_words(_holes(model)), *unused(test, keys), *strange(test, list(map(labels, test)))]
     return replace(table, note="\n".join(notes))
 
 

@@ -231,10 +231,11 @@ def descriptors(basis: ACEBasis, structures: Sequence[Atoms], radii: np.ndarray 
 
 
 def _check(basis: ACEBasis | GrowingBasis, structures: Sequence[Atoms], keys: Mapping[str, str] | None = None) -> None:
+    known = []
     for i, atoms in enumerate(structures):  # here, where i is the index in the caller's list
         from_atoms(atoms, basis.elements, index=i)
-        labels(atoms, index=i)
-    for line in [*unused(structures, keys), *strange(structures)]:
+        known.append(labels(atoms, index=i))
+    for line in [*unused(structures, keys), *strange(structures, known)]:
         log.warning("%s", line)
 
 

@@ -167,7 +167,10 @@ class HAL:
         ):
             at = [i for i, atoms in enumerate(structures) if any(_held(atoms).values())]
             labelled = [structures[i] for i in at]
-            lines += [f"{path}: {line}" for line in (*unused(structures, keys), *strange(labelled, at))]
+            lines += [
+                f"{path}: {line}"
+                for line in (*unused(structures, keys), *strange(labelled, list(map(labels, labelled)), at))
+            ]
         return lines
 
     def run(self, max_labels: int | None = None, max_iterations: int | None = None) -> Result:

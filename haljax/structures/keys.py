@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from haljax.structures.pairs import pairs
+from haljax.structures.system import structure_name
 
 if TYPE_CHECKING:
     from ase import Atoms
+
+    from haljax.structures.labels import Labels
 
 KINDS = ("energy", "forces", "stress", "virial")
 _WORDS = {
@@ -112,20 +115,19 @@ def _words_to_kind(name: str) -> str:
     return next(_WORDS[word] for word in _words(name) if word in _WORDS)
 
 
-def strange(structures: Sequence[Atoms], index: Sequence[int] | None = None) -> list[str]:
+def strange(structures: Sequence[Atoms], known: Sequence[Labels], index: Sequence[int] | None = None) -> list[str]:
     """What is most likely in another unit, a line for each kind of fault, with the first structure that has it.
 
-    The structures must have labels that `haljax.structures.labels` reads.
+    Parameters
+    ----------
+    known : the labels of each. index : of each in the caller's list.
     """
-    from haljax.structures.labels import labels
-    from haljax.structures.system import structure_name
 
     faults: dict[str, list[tuple[int, str]]] = {}
 
     def found(what: str, i: int, detail: str) -> None:
         faults.setdefault(what, []).append((i, detail))
 
-    known = [labels(atoms, index=i) for i, atoms in enumerate(structures)]
     for i, (atoms, label) in enumerate(zip(structures, known, strict=True)):
         if np.isfinite(label.stress).all() and (largest := np.abs(label.stress).max()) > LARGE_STRESS:
             found(
@@ -159,9 +161,9 @@ def _close(atoms: Atoms) -> tuple[str, str] | None:
     radii = covalent_radii[atoms.numbers]
     cell, pbc = np.asarray(complete_cell(np.array(atoms.cell))), np.array(atoms.pbc)
 
-    def nearest(positions: np.ndarray, cell: np.ndarray) -> tuple[np.ndarray, tuple[int, int, float]]:
-        """Of each atom the least distance over the sum of the radii; the closest pair and its distance."""
-        i, j, shift = pairs(positions, cell, pbc, float(2 * radii.max()))
+    def nearest(positions: np.ndarray, cell: np.ndarray, reach: float) -> tuple[np.ndarray, tuple[int, int, float]]:
+        """Of each atom the least distance over the sum of the radii, up to ``reach``; the closest pair."""
+        i, j, shift = pairs(positions, cell, pbc, float(2 * reach * radii.max()))
         least = np.full(len(atoms), np.inf)
         if not len(i):
             return least, (0, 0, np.inf)
@@ -171,13 +173,13 @@ def _close(atoms: Atoms) -> tuple[str, str] | None:
         k = int(np.argmin(ratio))
         return least, (int(i[k]), int(j[k]), float(d[k]))
 
-    least, (a, b, d) = nearest(atoms.positions, cell)
+    least, (a, b, d) = nearest(atoms.positions, cell, CLOSE)
     if not least.min() < CLOSE:
         return None
     detail = f"has atoms {a} and {b} at {d:.2g} Å"
 
     def plausible(positions: np.ndarray, cell: np.ndarray) -> bool:
-        ratio = nearest(positions, cell)[0]
+        ratio = nearest(positions, cell, 2.0)[0]
         return bool(ratio.min() > 0.55 and np.median(ratio) < 2)
 
     if np.median(least) < CLOSE:  # not one pair but most of the atoms
