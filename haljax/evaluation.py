@@ -26,7 +26,7 @@ from haljax.potentials import VOIGT, Parameters, features_of, parameters_of, tot
 from haljax.rows import ENERGY, FORCE, STRESS, all_rows, examples
 from haljax.spread import PSEUDO
 from haljax.structures import Neighbours, System, labels, renamed, strange, unused
-from haljax.structures.system import structure_name
+from haljax.structures.system import fingerprint, structure_name
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -140,13 +140,8 @@ def left_out_words(model: Model) -> str:
 def _repeated(model: Model, test: Sequence[Atoms]) -> int:
     """How many of the structures the model was trained on."""
 
-    def key(atoms: Atoms) -> bytes:
-        return np.round(np.concatenate([atoms.positions.ravel(), np.ravel(atoms.cell)]), 6).tobytes() + bytes(
-            atoms.get_chemical_formula(), "ascii"
-        )
-
-    known = {key(atoms) for atoms in model.structures}
-    return sum(key(atoms) in known for atoms in test)
+    known = set(map(fingerprint, model.structures))
+    return sum(fingerprint(atoms) in known for atoms in test)
 
 
 def error_table(predictions: Sequence[Prediction]) -> ErrorTable:

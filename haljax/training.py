@@ -33,6 +33,7 @@ from haljax.rows import (
 )
 from haljax.schema1 import absorb, refit_compressed
 from haljax.structures import bucket, from_atoms, labels, renamed, strange, unused
+from haljax.structures.system import fingerprint, structure_name
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -115,11 +116,12 @@ def update(model: Model, new: Sequence[Atoms], keys: Mapping[str, str] | None = 
     A rank-k update of the posterior: equal to a refit at the same radii and hyperparameters. The covariance of the
     standard deviations is updated likewise; their noise and scale, and the leave-one-out errors, remain those of the
     last fit until `refit`. A structure with atoms closer than the core allows is left out, with a warning that names
-    it: `refit` moves the core. ``keys`` as for `fit`.
+    it: `refit` moves the core. So is one that the model has learned already. ``keys`` as for `fit`.
     """
     new = renamed(new, keys)
     if not new:
         raise ValueError("there is nothing to learn: give at least one labelled structure")
+    new = _unlearned(model, new)
     _check(model.basis, new, keys)
     n_old = len(model.structures)
     seen = list(examples(model.basis, new))
@@ -163,11 +165,11 @@ def refit(model: Model, new: Sequence[Atoms], grow: GrowingBasis | None = None) 
     ----------
     grow : what may be chosen of the basis; the search goes on from the model's own. None keeps it.
     """
-    new = list(new)
-    _check(model.basis, new)
+    fresh = _unlearned(model, new)
+    _check(model.basis, fresh)
     if model.compressed is not None:
-        return refit_compressed(model, new)
-    everything = [*model.structures, *new]
+        return refit_compressed(model, fresh)
+    everything = [*model.structures, *fresh]
     found = fitted(model.basis, model.settings, everything, model)
     return found if grow is None else grown(grow, model.settings, everything, found)
 
@@ -228,6 +230,15 @@ def descriptors(basis: ACEBasis, structures: Sequence[Atoms], radii: np.ndarray 
     arrays = jnp.asarray(radii), jnp.zeros((len(CHANNELS), basis.n_species))
     found = [np.asarray(all_features(basis, *example, *arrays)) for example in examples(basis, structures)]
     return np.stack(found)[:, : len(basis)]
+
+
+def _unlearned(model: Model, new: Sequence[Atoms]) -> list[Atoms]:
+    """Without structures that the model has learned, which would count twice."""
+    known = set(map(fingerprint, model.structures))
+    repeated = [i for i, atoms in enumerate(new) if fingerprint(atoms) in known]
+    for i in repeated:
+        log.warning("%s is in the model already and is not learned again", structure_name(new[i], i))
+    return [atoms for i, atoms in enumerate(new) if i not in repeated]
 
 
 def _check(basis: ACEBasis | GrowingBasis, structures: Sequence[Atoms], keys: Mapping[str, str] | None = None) -> None:

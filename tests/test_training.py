@@ -561,7 +561,8 @@ def test_an_update_names_a_structure_that_is_too_close(basis, tiny_model, tiny_d
     model, good, bad = tiny_model, labelled(40), squeezed(tiny_data[0], 1.0)
     pair = "-".join(basis.elements[k] for k in sorted(basis.elements.index(s) for s in bad.symbols[:2]))
     updated = hx.update(model, [good, bad])
-    (message,) = caplog.messages
+    odd, message = caplog.messages
+    assert odd.startswith("structure 1 ") and "has atoms 0 and 1 at 1 Å: no bond is as short" in odd
     assert message.startswith("structure 1 ") and f"{pair} at 1.00 Å" in message and "was not learned" in message
     assert_same_posterior(updated.posterior, hx.update(model, [good]).posterior)
     assert list(updated.ignored) == [9] and updated.n_structures == 9 and len(updated.structures) == 10
@@ -880,3 +881,14 @@ def test_a_fit_that_was_cut_off_says_so(tiny_data, monkeypatch, caplog):
     monkeypatch.setitem(fitting.SOLVERS, "ard", lambda *arguments: bayes.ard(*arguments, max_iterations=2))
     hx.fit(basis, tiny_data, solver="ard")
     assert "the evidence still grew after 2 steps of ard" in caplog.text
+
+
+def test_what_a_model_has_learned_is_not_learned_twice(tiny_model, tiny_data, labelled, caplog):
+    once = hx.update(tiny_model, [labelled(50)])
+    twice = hx.update(once, [labelled(50), labelled(51)])
+    assert "structure 0 (" in caplog.text and "is in the model already and is not learned again" in caplog.text
+    assert twice.n_structures == once.n_structures + 1
+    expected = hx.update(once, [labelled(51)])
+    np.testing.assert_array_equal(twice.coefficients, expected.coefficients)
+    again = hx.refit(tiny_model, tiny_data[:2])
+    assert again.n_structures == tiny_model.n_structures

@@ -197,7 +197,7 @@ def select(model: Path, pool: Path, n: int, output: Path) -> None:
 @click.command(cls=Command)
 @click.argument("model", type=FILE)
 @click.argument("new", type=FILE)
-@click.option("-o", "--output", type=FILE, default="model.npz", show_default=True, help="The updated model.")
+@click.option("-o", "--output", type=FILE, required=True, help="The updated model; it may be MODEL itself.")
 @_keys
 def update(model: Path, new: Path, output: Path, keys: dict[str, str]) -> None:
     """Teach MODEL the labelled structures in NEW, at fixed hyperparameters."""
@@ -216,7 +216,7 @@ def update(model: Path, new: Path, output: Path, keys: dict[str, str]) -> None:
 @click.command(cls=Command)
 @click.argument("model", type=FILE)
 @click.argument("held_out", type=FILE)
-@click.option("-o", "--output", type=FILE, default="model.npz", show_default=True, help="The calibrated model.")
+@click.option("-o", "--output", type=FILE, required=True, help="The calibrated model; it may be MODEL itself.")
 @_keys
 def calibrate(model: Path, held_out: Path, output: Path, keys: dict[str, str]) -> None:
     """Scale the uncertainties of MODEL to its errors on the labelled structures in HELD_OUT."""

@@ -188,7 +188,7 @@ def _close(atoms: Atoms) -> tuple[str, str] | None:
         inside = np.all((atoms.positions > -1) & (atoms.positions < 2))
         if inside and pbc.any() and plausible(atoms.positions @ cell, cell):
             return "positions should be in Å; these seem to be fractional coordinates", detail
-    return "atoms as close as that do not occur: look for a mistake in the positions or the cell", detail
+    return "no bond is as short: look for a mistake in the positions or the cell", detail
 
 
 def _strange_energies(structures: Sequence[Atoms], energies: Sequence[float]) -> list[tuple[int, float]]:

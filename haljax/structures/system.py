@@ -55,6 +55,12 @@ def structure_name(atoms: Atoms, index: int | None = None) -> str:
     return f"{name} ({atoms.get_chemical_formula() or 'empty'})"
 
 
+def fingerprint(atoms: Atoms) -> bytes:
+    """The same for structures with the same atoms at the same places, to 1e-6 Å, in the same cell."""
+    lengths = np.concatenate([atoms.positions.ravel(), np.ravel(atoms.cell)])
+    return (np.round(lengths, 6) + 0.0).tobytes() + np.asarray(atoms.numbers, np.int64).tobytes()
+
+
 def read_structures(path: Path) -> list[Atoms]:
     """All structures of a file, of any format that ASE reads.
 
