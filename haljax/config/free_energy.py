@@ -8,7 +8,18 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, Field, Strict, ValidationInfo, field_validator, model_validator
 
-from haljax.config.tables import Config, Count, ExistingFile, NotNegative, Positive, RunDirectory, Table, plain_data
+from haljax.config.tables import (
+    Config,
+    Count,
+    ExistingFile,
+    NotNegative,
+    Positive,
+    RunDirectory,
+    Seconds,
+    Seed,
+    Table,
+    plain_data,
+)
 from haljax.devices import cores
 
 # Keys on which no result depends, or that may be raised to go on: they may differ on resumption.
@@ -92,7 +103,7 @@ class Sampling(Table):
     """jobs sampled at once"""
     devices: Count | None = None
     """devices of jax on which a job's windows are shared out; where absent, all"""
-    timeout_s: Positive | None = None
+    timeout_s: Seconds | None = None
     """longest time for one job, s"""
     max_attempts: Count = 2
     """a job that failed so often is given up"""
@@ -216,7 +227,7 @@ class FreeEnergyConfig(Config):
 
     directory: RunDirectory
     """the run directory, which is made when missing"""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """of all random numbers"""
     lattice: LatticeModel
     """a table [lattice] with the keys expansion and supercell"""

@@ -30,6 +30,8 @@ from haljax.config.tables import (
     NotNegative,
     Positive,
     RunDirectory,
+    Seconds,
+    Seed,
     Table,
     corrections,
     plain_data,
@@ -169,7 +171,7 @@ class Reference(Table):
     """its keyword arguments"""
     workers: Count = Field(default_factory=cores)
     """labels computed at once"""
-    timeout_s: Positive | None = None
+    timeout_s: Seconds | None = None
     """longest time for one label, s"""
     max_attempts: Count = 2
     """a label that failed so often is given up"""
@@ -208,11 +210,11 @@ class Basis(Table):
 
     elements: Annotated[tuple[str, ...], Strict(False), Field(min_length=1), AfterValidator(_chemical)]
     """list of the chemical symbols of all atoms"""
-    cutoff: OrAuto[Positive] = 5.0
+    cutoff: OrAuto[Annotated[float, Field(gt=0, le=30)]] = 5.0
     """radius of an environment, Å, or 'auto'"""
-    order: OrAuto[Count] = 3
+    order: OrAuto[Annotated[int, Field(ge=1, le=8)]] = 3
     """correlation order: body order minus one, or 'auto'"""
-    max_degree: OrAuto[Count] = 10
+    max_degree: OrAuto[Annotated[int, Field(ge=1, le=100)]] = 10
     """bound on the sum of n + 1.5 l, or 'auto': it grows with the labels as far as leave-one-out errors support it"""
     budget: Positive | None = None
     """longest time of energy and forces, µs per atom, of a basis that grows"""
@@ -265,7 +267,7 @@ class Bolder(Table):
 class Dynamics(Table):
     """``[dynamics]``: the biased trajectories."""
 
-    replicas: Count = 8
+    replicas: Annotated[int, Field(ge=1, le=10**6)] = 8
     """trajectories of each iteration"""
     temperature_K: PositiveSchedule
     """K: a number above 0, a ramp {from = …, to = …}, or a list of these that the replicas cycle through"""
@@ -305,7 +307,7 @@ class Dynamics(Table):
     """strain of a move of the cell for 40 atoms at 500 K"""
     swap_interval: Annotated[int, Field(ge=0), AfterValidator(_multiple)] = 0
     """steps between two swaps of unlike atoms; 0 for none"""
-    skin: Annotated[float, Field(gt=0.25)] = 0.5
+    skin: Annotated[float, Field(gt=0.25, le=10)] = 0.5
     """margin of the neighbour lists, Å"""
     min_distance: NotNegative = 0.6
     """shortest distance allowed, in units of the sum of the covalent radii"""
@@ -442,7 +444,7 @@ class HALConfig(Config):
 
     directory: RunDirectory
     """the run directory, which is made when missing"""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """of all random numbers"""
     reference: Reference = Field({}, validate_default=True)
     """table of the reference calculator"""

@@ -72,7 +72,9 @@ def plain_data(arguments: dict[str, Any]) -> dict[str, Any]:
 
 Positive = Annotated[float, Field(gt=0)]
 NotNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+Seed = Annotated[int, Field(ge=0, le=2**62)]  # further seeds are counted from it
+Seconds = Annotated[float, Field(gt=0, le=1e7)]  # timers overflow beyond
 GivenPath = Annotated[Path, PlainValidator(_absolute), PlainSerializer(_as_given)]
 ExistingFile = Annotated[GivenPath, AfterValidator(_existing)]
 RunDirectory = Annotated[GivenPath, AfterValidator(_not_a_file)]
@@ -130,13 +132,16 @@ class Config(Table):
         else:
             name, base = str(source), Path(source).expanduser().absolute().parent
             try:
-                data = tomllib.loads(Path(source).expanduser().read_text(encoding="utf-8"))
+                data = tomllib.loads(text := Path(source).expanduser().read_text(encoding="utf-8-sig"))
             except OSError as error:
                 raise ConfigError(f"{name} cannot be read: {error.strerror}; give the path of a TOML file") from error
             except UnicodeDecodeError as error:
                 raise ConfigError(f"{name} is not a TOML file: it is not text in UTF-8 ({error})") from error
+            except RecursionError as error:
+                raise ConfigError(f"{name} is not a config: its tables are nested too deeply") from error
             except tomllib.TOMLDecodeError as error:
-                raise ConfigError(f"{name} is not valid TOML: {error}") from error
+                hint = "; write a path with backslashes in single quotes: 'C:\\folder'" if "\\" in text else ""
+                raise ConfigError(f"{name} is not valid TOML: {error}{hint}") from error
         given: dict[Path, str] = {}
         try:
             config = cls.model_validate(data, context={"base": base, "given": given, **context})

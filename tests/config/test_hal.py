@@ -304,6 +304,11 @@ def test_default_interval_that_does_not_fit_matters_only_with_a_pressure(data):
     [
         (b"seed = \n", "is not valid TOML: Invalid value (at line 1, column 8)"),
         (b"seed = 1\nseed = 2\n", "is not valid TOML: Cannot overwrite a value"),
+        (
+            b'directory = "C:\\Users\\me\\run"\n',
+            "is not valid TOML: Invalid hex value (at line 1, column 18); write a path with backslashes in single quotes",
+        ),
+        (b"a = " + 3000 * b"[" + 3000 * b"]", "is not a config: its tables are nested too deeply"),
         (b"name = '\xff'\n", "is not a TOML file: it is not text in UTF-8"),
         (None, "cannot be read: No such file or directory; give the path of a TOML file"),
     ],
@@ -331,3 +336,25 @@ def test_examples_load():
 def test_import_is_light():
     script = "import sys, haljax.config; sys.exit(any(m in sys.modules for m in ('jax', 'ase', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", script]).returncode == 0
+
+
+def test_a_byte_order_mark_is_no_key(folder, data):
+    """As editors on Windows write it."""
+    path = folder / "marked.toml"
+    path.write_bytes(b"\xef\xbb\xbfdirectory = 'run'\n")
+    with pytest.raises(ConfigError) as error:
+        HALConfig.load(path)
+    assert "directory" not in str(error.value) and "start: missing" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("seed", 2**63), ("dynamics.n_steps", 10**20), ("reference.timeout_s", 1e10), ("basis.max_degree", 10**20),
+        ("basis.order", 30), ("basis.cutoff", 1e3), ("dynamics.replicas", 10**12), ("dynamics.skin", 1000.0),
+        ("labels.per_iteration", 10**15),
+    ],
+)  # fmt: skip
+def test_numbers_that_no_run_could_serve_are_refused(data, key, value):
+    with pytest.raises(ConfigError, match=f"{re.escape(key)} = .*less than or equal to"):
+        HALConfig.load(put(data, key, value))
