@@ -306,7 +306,7 @@ def test_default_interval_that_does_not_fit_matters_only_with_a_pressure(data):
         (b"seed = 1\nseed = 2\n", "is not valid TOML: Cannot overwrite a value"),
         (
             b'directory = "C:\\Users\\me\\run"\n',
-            "is not valid TOML: Invalid hex value (at line 1, column 18); write a path with backslashes in single quotes",
+            "is not valid TOML: Invalid hex value (at line 1, column 18); write a path with backslashes in",
         ),
         (b"a = " + 3000 * b"[" + 3000 * b"]", "is not a config: its tables are nested too deeply"),
         (b"name = '\xff'\n", "is not a TOML file: it is not text in UTF-8"),
