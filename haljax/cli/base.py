@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -78,6 +80,16 @@ def interruptible(context: click.Context, config: Path) -> Iterator[None]:
         again = f"haljax {context.info_name} {config} --resume"
         click.echo(f"interrupted; nothing labelled is lost: {again} continues", err=True)
         context.exit(130)
+
+
+def say(line: str) -> None:
+    """Print a line of progress; where nobody reads any more (``| head -1``) or a disk is full, the campaign goes on."""
+    try:
+        print(line, flush=True)
+    except OSError as error:
+        if not isinstance(error, BrokenPipeError):
+            click.echo(f"standard output cannot be written ({error.strerror}): going on without it", err=True)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager

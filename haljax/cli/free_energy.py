@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from haljax.cli.base import Command, Event, campaign_options, interruptible, live
+from haljax.cli.base import Command, Event, campaign_options, interruptible, live, say
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -54,14 +54,14 @@ def _log(console: Console) -> Iterator[Callable[[Event], None]]:
 
     def progress(event: Event) -> None:
         if event["stage"] == "iteration":
-            print(_iteration_line(event), flush=True)
+            say(_iteration_line(event))
         elif event["stage"] == "stop":
-            print(f"stop: {event['reason']}", flush=True)
+            say(f"stop: {event['reason']}")
         elif event["stage"] == "sample":
             if event["error"]:
-                print(f"windows failed: {event['error']}", flush=True)
+                say(f"windows failed: {event['error']}")
             if event["done"] + event["failed"] == event["total"]:
-                print(_window_line(event), flush=True)
+                say(_window_line(event))
 
     yield progress
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from haljax.cli.base import Command, Event, campaign_options, interruptible, live
+from haljax.cli.base import Command, Event, campaign_options, interruptible, live, say
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -63,14 +63,14 @@ def _log(console: Console, config: HALConfig) -> Iterator[Callable[[Event], None
 
     def progress(event: Event) -> None:
         if event["stage"] == "iteration":
-            print(_iteration_line(event), flush=True)
+            say(_iteration_line(event))
         elif event["stage"] == "stop":
-            print(f"stop: {event['reason']}", flush=True)
+            say(f"stop: {event['reason']}")
         elif event["stage"] == "label":
             if event.get("error"):
-                print(f"label {event['id']} failed: {event['error']}", flush=True)
+                say(f"label {event['id']} failed: {event['error']}")
             if event["total"] and event["done"] + event["failed"] == event["total"]:
-                print(_label_line(event), flush=True)
+                say(_label_line(event))
 
     yield progress
 

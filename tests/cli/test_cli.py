@@ -541,3 +541,18 @@ def test_check_finds_wrong_arithmetic(monkeypatch):
 @pytest.mark.slow
 def test_check_runs_a_campaign():
     assert "1 iterations done" in check._check_campaign()
+
+
+@pytest.mark.parametrize("reader", ["head -1", "cat > /dev/full"], ids=["closed pipe", "full disk"])
+def test_progress_that_nobody_reads_ends_nothing(tmp_path, reader):
+    code = (
+        "from haljax.cli.base import say\n"
+        "for i in range(20000): say(f'iteration {i}')\n"
+        f"open({str(tmp_path / 'done')!r}, 'w').close()\n"
+    )
+    into = "> /dev/full" if "full" in reader else f"| {reader}"
+    done = subprocess.run(f'"{sys.executable}" -c "$CODE" {into}', shell=True, env=os.environ | {"CODE": code},
+                          capture_output=True, text=True)  # fmt: skip
+    assert (tmp_path / "done").exists(), done.stderr
+    assert "Traceback" not in done.stderr
+    assert ("going on without it" in done.stderr) == ("full" in reader)
