@@ -102,6 +102,8 @@ def fit(
     for name, value in (("energy", energy_weight), ("force", force_weight), ("stress", stress_weight)):
         if not 0 <= value < np.inf:
             raise ValueError(f"{name}_weight must be a finite number >= 0, not {value}")
+    if not 0 <= smoothness < np.inf:
+        raise ValueError(f"smoothness must be a finite number >= 0, not {smoothness}")
     _check(basis, train, keys)
     kept = e0 if isinstance(e0, str) else {str(k): float(v) for k, v in e0.items()}
     settings = FitSettings(energy_weight, force_weight, stress_weight, solver, smoothness, kept)
@@ -197,11 +199,15 @@ def select(model: Model, pool: Sequence[Atoms], n: int, given: Sequence[Atoms] =
 
     Raises
     ------
-    ValueError : the pool is empty or smaller than ``n``.
+    ValueError : the pool is empty or smaller than ``n``, n is negative, a structure that the basis cannot describe.
     """
     pool = list(pool)
     if not pool:
         raise ValueError("the pool is empty: give at least one structure to select from")
+    if n < 0:
+        raise ValueError(f"n = {n} structures cannot be selected")
+    for i, atoms in enumerate(pool):
+        from_atoms(atoms, model.basis.elements, index=i)
     model = informed(model, given)
     scale = model.settings.energy_weight or ENERGY_WEIGHT  # a fit to forces alone still judges by energies
     weight = np.array([scale / len(atoms) for atoms in pool])

@@ -811,6 +811,10 @@ def test_select_asks_for_a_pool(tiny_model, tiny_data):
     with pytest.raises(ValueError, match="cannot select 9 of a pool of 8"):
         hx.select(tiny_model, tiny_data, 9)
     assert hx.select(tiny_model, tiny_data, 0) == []
+    with pytest.raises(ValueError, match="n = -1 structures cannot be selected"):
+        hx.select(tiny_model, tiny_data, -1)
+    with pytest.raises(ValueError, match=r"structure 1 \(empty\) has no atoms"):
+        hx.select(tiny_model, [tiny_data[0], Atoms()], 1)
 
 
 # Bad input: one message that names the structure

@@ -43,16 +43,35 @@ class Group(click.Group):
         except KeyboardInterrupt:
             click.echo("interrupted", err=True)
             context.exit(130)
-        except (ValueError, RuntimeError, OSError) as error:
+        except (ValueError, RuntimeError, OSError, AssertionError) as error:
+            if isinstance(error, AssertionError) and not _no_device(error):
+                raise
             if isinstance(error, click.exceptions.Exit | click.exceptions.Abort):  # RuntimeErrors, for click's use
                 raise
-            if context.meta.get("debug") or not str(error):
+            if context.meta.get("debug") or not (str(error) or _no_device(error)):
                 traceback.print_exc()
             click.echo(f"error: {words(error)}", err=True)
             context.exit(1)
 
 
+def _no_device(error: BaseException) -> bool:
+    """Whether JAX found none of the devices that it was told to use, of which it says nothing."""
+    if not isinstance(error, AssertionError) or str(error) or "JAX_PLATFORMS" not in os.environ:
+        return False
+    import jax
+
+    try:
+        return not jax.devices()
+    except Exception:  # the same again
+        return True
+
+
 def words(error: Exception) -> str:
+    if _no_device(error):
+        return (
+            f"there is no device of the kind that JAX_PLATFORMS={os.environ['JAX_PLATFORMS']} asks for: unset "
+            "JAX_PLATFORMS, or install the JAX and the driver for it"
+        )
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror}"
     return str(error) or type(error).__name__

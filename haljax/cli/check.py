@@ -29,7 +29,7 @@ def check(context: click.Context) -> None:
             if context.meta.get("debug"):
                 traceback.print_exc()
             failed += 1
-            outcome = f"FAILED  {what}: {words(error) if str(error) else type(error).__name__}"
+            outcome = f"FAILED  {what}: {words(error)}"
         click.echo(outcome)
     if failed:
         click.echo(f"error: {failed} of {len(_CHECKS)} checks failed", err=True)

@@ -556,3 +556,11 @@ def test_progress_that_nobody_reads_ends_nothing(tmp_path, reader):
     assert (tmp_path / "done").exists(), done.stderr
     assert "Traceback" not in done.stderr
     assert ("going on without it" in done.stderr) == ("full" in reader)
+
+
+def test_a_device_that_is_not_there_is_named(folder):
+    """JAX itself ends in an assertion without words."""
+    command = [sys.executable, "-m", "haljax.cli", "evaluate", str(folder / "model.npz"), str(folder / "test.xyz")]
+    environment = os.environ | {"JAX_PLATFORMS": "cuda", "PYTHONWARNINGS": "ignore"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "JAX_PLATFORMS=cuda asks for" in done.stderr and "Traceback" not in done.stderr
