@@ -34,7 +34,7 @@ from haljax.bayes import triangular_blocks
 from haljax.hal.trajectory import room
 from haljax.md import Hamiltonian, Replica, advance, hamiltonian
 from haljax.potentials import Parameters, n_features, parameters_of, total_energy
-from haljax.rows import reference_densities
+from haljax.rows import examples, reference_densities
 from haljax.structures import from_atoms, neighbour_list, neighbour_state, required_stencil, stack
 
 STEPS, SKIN = 50, 0.5
@@ -143,7 +143,8 @@ def energy_and_forces(model, basis, atoms) -> dict[str, float]:
 
 def parameters_like(basis) -> Parameters:
     m = len(basis)
-    density = jnp.asarray(reference_densities(basis, [bulk(element) for element in basis.elements]))
+    crystals = list(examples(basis, [bulk(element) for element in basis.elements]))
+    density = jnp.asarray(reference_densities(basis, crystals))
     return Parameters(
         jnp.zeros(basis.n_species),
         jnp.linspace(-1.0, 1.0, m) / m,

@@ -117,7 +117,7 @@ def trajectory_picture(path_npz: str | Path, out_png: str | Path) -> None:
             low, high = finite.min() / 1.3, finite.max() * 1.3
             for value in np.unique(tolerance):
                 ax.axhline(value, color=INK, linewidth=1, linestyle=(0, (5, 3)))
-                note(ax, 1.015, value, f"tolerance {value:g}", transform=ax.get_yaxis_transform(), va="center")
+                note(ax, 1.015, value, f"tolerance {value:.3g}", transform=ax.get_yaxis_transform(), va="center")
         else:  # what a replica does in its last instants must not flatten all the others
             low, high = np.percentile(finite, [1, 99])
             margin = 0.25 * (high - low) or 1.0
