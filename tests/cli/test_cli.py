@@ -383,8 +383,8 @@ class FakeHAL:
     ends_with: BaseException | None = None
     screens: list[str]
 
-    def __init__(self, config, resume=False, progress=None):
-        FakeHAL.seen = {"config": config, "resume": resume}
+    def __init__(self, config, resume=False, progress=None, drop=()):
+        FakeHAL.seen = {"config": config, "resume": resume, "drop": drop}
         self.progress = progress
 
     def plan(self):
