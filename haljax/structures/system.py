@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from haljax.structures.pairs import pairs
+from haljax.structures.pairs import pairs, reciprocal
 
 if TYPE_CHECKING:
     from ase import Atoms
 
 Array = Any  # numpy or JAX
+
+LEAST_HEIGHT = 0.05  # Å of a periodic cell: thinner ones have more images of an atom than memory holds
 
 
 class System(NamedTuple):
@@ -110,7 +112,7 @@ def from_atoms(atoms: Atoms, elements: Sequence[str], size: int | None = None, i
     Raises
     ------
     ValueError : no atoms, more atoms than slots, an element that the basis does not know, positions or cell
-        not finite, a cell without volume, two atoms (or images) less than 0.001 Å apart.
+        not finite, a cell without volume or nearly so, two atoms (or images) less than 0.001 Å apart.
     """
     from ase.geometry import complete_cell
 
@@ -136,6 +138,12 @@ def from_atoms(atoms: Atoms, elements: Sequence[str], size: int | None = None, i
         raise ValueError(
             f"{name}: cell {given.tolist()} with pbc {pbc.tolist()} has no volume; set a cell with three "
             "independent vectors, or pbc=False along axes that are not periodic"
+        )
+    height = 1 / np.linalg.norm(reciprocal(cell), axis=1)  # between opposite faces
+    if np.any(height[pbc] < LEAST_HEIGHT):
+        raise ValueError(
+            f"{name}: opposite faces of its cell are {height[pbc].min():.2g} Å apart: correct the cell, or leave the "
+            "structure out"
         )
     i, j, shift = pairs(atoms.positions, cell, pbc, 1e-3)
     if len(i):
