@@ -97,12 +97,8 @@ def test_size_too_small():
         from_atoms(Atoms("Al5", 3.0 * np.arange(5)[:, None] * np.ones(3)[None, :]), ELEMENTS, size=4)
 
 
-@pytest.mark.parametrize(
-    "cell",
-    [[[3.6, 0, 0], [3.6, 1e-6, 0], [0, 0, 3.6]], [[1e-3, 0, 0], [0, 3.6, 0], [0, 0, 3.6]]],
-    ids=["needle", "thin"],
-)
-def test_a_cell_with_next_to_no_volume_is_refused_at_once(cell):
+@pytest.mark.parametrize("first_two", [([3.6, 0, 0], [3.6, 1e-6, 0]), ([1e-3, 0, 0], [0, 3.6, 0])])
+def test_a_cell_with_next_to_no_volume_is_refused_at_once(first_two):
     """Its atoms have millions of images within a cutoff, and filled 12 GB."""
     cell = [*first_two, [0, 0, 3.6]]
     with pytest.raises(ValueError, match=r"structure 3 \(Cu\): opposite faces of its cell are .* Å apart"):
