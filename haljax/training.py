@@ -123,8 +123,8 @@ def update(model: Model, new: Sequence[Atoms], keys: Mapping[str, str] | None = 
     new = renamed(new, keys)
     if not new:
         raise ValueError("there is nothing to learn: give at least one labelled structure")
-    new = _unlearned(model, new)
     _check(model.basis, new, keys)
+    new = _unlearned(model, new)
     n_old = len(model.structures)
     seen = list(examples(model.basis, new))
     close = too_close(model.basis, model.radii, shortest_distances(model.basis, seen), new)
@@ -167,8 +167,8 @@ def refit(model: Model, new: Sequence[Atoms], grow: GrowingBasis | None = None) 
     ----------
     grow : what may be chosen of the basis; the search goes on from the model's own. None keeps it.
     """
+    _check(model.basis, new)
     fresh = _unlearned(model, new)
-    _check(model.basis, fresh)
     if model.compressed is not None:
         return refit_compressed(model, fresh)
     everything = [*model.structures, *fresh]

@@ -333,7 +333,7 @@ def test_failed_write_leaves_the_old_model(tiny_model, saved, monkeypatch):
     assert [p.name for p in saved.parent.iterdir()] == ["model.npz"]
 
 
-def test_the_first_files_of_schema_2_open_and_refit(tiny_model, tiny_data, tmp_path):
+def test_the_first_files_of_schema_2_open_and_refit(tiny_model, tiny_data, labelled, tmp_path):
     """They have two densities, and no distances below which the bias fades: the mean is the same, the bars finite."""
     tiny_model.save(tmp_path / "new.npz")
     with np.load(tmp_path / "new.npz") as file:
@@ -349,5 +349,5 @@ def test_the_first_files_of_schema_2_open_and_refit(tiny_model, tiny_data, tmp_p
     expected.calc = hx.Calculator(tiny_model)
     assert atoms.get_potential_energy() == pytest.approx(expected.get_potential_energy(), rel=1e-12)
     assert 0 < atoms.calc.results["energy_std"] < 10
-    assert hx.update(old, tiny_data[:1]).n_structures == 9
+    assert hx.update(old, [labelled(50)]).n_structures == 9
     assert len(hx.refit(old, []).spread.factor) == len(tiny_model.spread.factor)

@@ -223,7 +223,7 @@ class Oracle:
                 "the worker processes do not start. Each of them imports the main script anew: keep what "
                 "starts the campaign under `if __name__ == '__main__':`, in a file, not on standard input."
             )
-        code = seat.process.exitcode or 0
+        code = seat.exit_code()
         if self._timeout_s is not None and (seat.overdue or (code == 1 and seconds > self._timeout_s)):
             return f"TimeoutError: no label within {self._timeout_s:g} s, and its process had to be ended"
         if code < 0:
@@ -273,6 +273,14 @@ class _Seat:
 
     def dead(self) -> bool:
         return self.ready.done() and self.process.exitcode is not None
+
+    def exit_code(self) -> int:
+        """Once it has ended; the pool's own thread may have learned of it and not noted it yet."""
+        for _ in range(500):
+            if (code := self.process.exitcode) is not None:
+                return code
+            time.sleep(0.01)
+        return 0
 
     def kill(self) -> None:
         """End the process, and what programs it has started, whatever it is doing."""
