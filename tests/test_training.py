@@ -871,6 +871,8 @@ def test_a_fit_needs_structures_and_a_solver(basis, tiny_data):
         hx.fit(basis, [])
     with pytest.raises(ValueError, match="solver must be 'auto', 'brr' or 'ard', not 'bayes'"):
         hx.fit(basis, tiny_data, solver="bayes")
+    with pytest.raises(ValueError, match="smoothness must be a finite number >= 0, not -3"):
+        hx.fit(basis, tiny_data, smoothness=-3)
 
 
 def test_extreme_labels_are_reported(basis, tiny_data):

@@ -143,6 +143,14 @@ def test_evaluate(folder):
     assert {"even", "odd", "total"} == set(table.rows)
 
 
+@pytest.mark.parametrize("command", ["update", "calibrate"])
+def test_a_model_is_not_overwritten_unasked(folder, command):
+    before = (folder / "model.npz").read_bytes()
+    result = haljax(command, folder / "model.npz", folder / "new.xyz")
+    assert result.exit_code == 2 and "--output" in result.stderr
+    assert (folder / "model.npz").read_bytes() == before
+
+
 def test_labels_of_other_names(folder, tmp_path):
     """Usual spellings are found; others are read where their names are given, and named where not."""
     structures, tables = read(folder / "test.xyz", ":"), []
