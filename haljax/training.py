@@ -124,22 +124,24 @@ def update(model: Model, new: Sequence[Atoms], keys: Mapping[str, str] | None = 
     if not new:
         raise ValueError("there is nothing to learn: give at least one labelled structure")
     _check(model.basis, new, keys)
-    new = _unlearned(model, new)
+    repeated = _repeated(model, new)
+    fresh = [i for i in range(len(new)) if i not in repeated]
     n_old = len(model.structures)
     seen = list(examples(model.basis, new))
     close = too_close(model.basis, model.radii, shortest_distances(model.basis, seen), new)
+    close = {i: why for i, why in close.items() if i not in repeated}
     for why in close.values():
         log.warning("%s is closer than the core allows and was not learned; refit, which moves the core", why)
-    used = [i for i in range(len(new)) if i not in close and not isolated(new[i], seen[i][1])]
+    used = [i for i in fresh if i not in close and not isolated(new[i], seen[i][1])]
     weights = Weights(*model.settings.weights)
     arrays = model.radii, model.density, weights, [new[i] for i in used], [seen[i] for i in used]
     blocks = list(blocks_of(model.basis, *arrays))
-    ignored = dict(model.ignored) | {n_old + i: why for i, why in close.items()}
+    ignored = dict(model.ignored) | {n_old + fresh.index(i): why for i, why in close.items()}
     grown = replace(
         model,
-        structures=(*model.structures, *new),
+        structures=(*model.structures, *(new[i] for i in fresh)),
         ignored=ignored,
-        n_structures=model.n_structures + len(new) - len(close),
+        n_structures=model.n_structures + len(fresh) - len(close),
         table=None,
         compressed=None if model.compressed is None else absorb(model, blocks),
     )
@@ -168,7 +170,8 @@ def refit(model: Model, new: Sequence[Atoms], grow: GrowingBasis | None = None) 
     grow : what may be chosen of the basis; the search goes on from the model's own. None keeps it.
     """
     _check(model.basis, new)
-    fresh = _unlearned(model, new)
+    repeated = _repeated(model, new)
+    fresh = [atoms for i, atoms in enumerate(new) if i not in repeated]
     if model.compressed is not None:
         return refit_compressed(model, fresh)
     everything = [*model.structures, *fresh]
@@ -238,13 +241,13 @@ def descriptors(basis: ACEBasis, structures: Sequence[Atoms], radii: np.ndarray 
     return np.stack(found)[:, : len(basis)]
 
 
-def _unlearned(model: Model, new: Sequence[Atoms]) -> list[Atoms]:
-    """Without structures that the model has learned, which would count twice."""
+def _repeated(model: Model, new: Sequence[Atoms]) -> set[int]:
+    """Indices of structures that the model has learned, and that would count twice; each is named in a warning."""
     known = set(map(fingerprint, model.structures))
-    repeated = [i for i, atoms in enumerate(new) if fingerprint(atoms) in known]
-    for i in repeated:
+    found = {i for i, atoms in enumerate(new) if fingerprint(atoms) in known}
+    for i in sorted(found):
         log.warning("%s is in the model already and is not learned again", structure_name(new[i], i))
-    return [atoms for i, atoms in enumerate(new) if i not in repeated]
+    return found
 
 
 def _check(basis: ACEBasis | GrowingBasis, structures: Sequence[Atoms], keys: Mapping[str, str] | None = None) -> None:

@@ -897,5 +897,9 @@ def test_what_a_model_has_learned_is_not_learned_twice(tiny_model, tiny_data, la
     assert twice.n_structures == once.n_structures + 1
     expected = hx.update(once, [labelled(51)])
     np.testing.assert_array_equal(twice.coefficients, expected.coefficients)
+    # What is said of the others has the index that they have in the caller's list.
+    caplog.clear()
+    hx.update(once, [labelled(50), squeezed(tiny_data[0], 1.0)])
+    assert caplog.messages[-1].startswith("structure 1 (") and "was not learned" in caplog.messages[-1]
     again = hx.refit(tiny_model, tiny_data[:2])
     assert again.n_structures == tiny_model.n_structures
