@@ -160,6 +160,7 @@ def model_like(model, basis):
         model,
         basis=basis,
         radii=np.asarray(p.radii),
+        near=1.15 * np.asarray(basis.core_radii[1]),
         density=np.asarray(p.density),
         posterior=model.posterior._replace(mean=jnp.concatenate([p.mean, p.e0])),
         spread=model.spread._replace(factor=p.factor),
